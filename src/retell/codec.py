@@ -1,0 +1,97 @@
+"""x̂ = g(f(x)): the network, from rows to a `Pass`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from retell.networks import Net
+from retell.parts import Pass
+
+__all__ = ["Codec"]
+
+
+class Codec(nn.Module):
+    """h = σ(f(x)), x̂ = g(h), in the scaled space.
+
+    Parameters
+    ----------
+    encoder, decoder : Net
+        f (D -> K) and g (K -> D).
+    code_activation : Part
+        σ, already bound to K units.
+    centre : Tensor of shape (D,)
+        What the encoder reads where a cell was not seen.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from retell import Codec, Identity, mirror, mlp
+    >>> f = mlp([4, 2])
+    >>> codec = Codec(f, Identity(), mirror(f, tied=True), torch.zeros(4))
+    >>> with torch.no_grad():
+    ...     f.layers[0].weight.copy_(torch.eye(2, 4))
+    ...     for layer in codec.affines():
+    ...         _ = layer.bias.zero_()
+    ...     codec(torch.tensor([[1.0, 2.0, 3.0, float("nan")]])).x_hat
+    tensor([[1., 0., 0., 0.],
+            [0., 1., 0., 0.]])
+    tensor([[1., 2., 0., 0.]])
+    """
+
+    centre: Tensor
+
+    def __init__(self, encoder: Net, code_activation: Any, decoder: Net, centre: Tensor) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.code_activation = code_activation
+        self.decoder = decoder
+        self.register_buffer("centre", centre, persistent=False)
+
+    def fill(self, x: Tensor) -> Tensor:
+        """x with the centre in unseen cells."""
+        return torch.where(torch.isnan(x), self.centre, x)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """h = σ(f(x)); NaN is an unseen cell."""
+        h: Tensor = self.code_activation(self.encoder(self.fill(x)))
+        return h
+
+    def decode(self, h: Tensor) -> Tensor:
+        """x̂ = g(h), before the loss's link."""
+        x_hat: Tensor = self.decoder(h)
+        return x_hat
+
+    def forward(self, x: Tensor, corrupted: Tensor | None = None, generator: Generator | None = None) -> Pass:
+        """The pass of x, encoded from its corrupted copy if there is one."""
+        a = self.encoder(self.fill(x if corrupted is None else corrupted))
+        h = self.code_activation(a)
+        return Pass(self, self.fill(x), ~torch.isnan(x), a, h, self.decode(h), generator)
+
+    def affines(self) -> list[Any]:
+        """Every affine map of f and g."""
+        return self.encoder.affines() + self.decoder.affines()
+
+    def matrices(self) -> list[Tensor]:
+        """The weight matrices, each storage once."""
+        return [layer.own for layer in self.affines() if layer.own is not None]
+
+    def dictionary(self) -> Tensor | None:
+        """V (D, K) of a linear decoder or of the linear path, a view of its storage; None if there is none."""
+        straight = self.decoder.straight
+        return None if straight is None else straight.weight
+
+    def dictionary_gradient(self) -> Tensor:
+        """The gradient of `dictionary`, a view of its storage."""
+        return self.decoder.straight.gradient
+
+    @property
+    def n_units(self) -> int:
+        """K, the width of the code."""
+        return int(self.decoder.affines()[0].weight.shape[1])
+
+    @property
+    def tied(self) -> bool:
+        return any(layer.own is None for layer in self.decoder.affines())

@@ -1,0 +1,449 @@
+"""The face that data sees: scikit-learn's contract over the equation."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, replace
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils.validation import check_array, check_is_fitted, validate_data
+
+from retell import auto, model_file
+from retell.density import Density
+from retell.descend import Epoch
+from retell.grammar import read_parts
+from retell.inference import Inference
+from retell.metrics import explained_variance
+from retell.model_file import Fitted, Model
+from retell.parts import Part
+from retell.plan import Parts, make_plan
+from retell.rows.arrays import check_finite, check_kinds, check_support
+from retell.seeds import seed_of
+from retell.settings import Settings, as_settings
+from retell.training import Training, seed_in
+
+__all__ = ["Autoencoder", "load"]
+
+Array = npt.NDArray[Any]
+
+
+class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """Minimise E[L(x, g(f(C(x))))] + Σ λᵢ Ωᵢ over the weights of encoder f and decoder g.
+
+    NaN is an unseen cell everywhere: the loss counts seen cells only, and no method returns NaN. The
+    objective and all its coefficients, noise, constraints, `score` and every reported loss live in the
+    scaled space; `transform` takes and `inverse_transform`, `reconstruct`, `mean_` and `components_` give
+    the rows' own units.
+
+    Parameters
+    ----------
+    n_components : int, float, "auto" or None, default="auto"
+        Code units K: a number; a share in (0, 1) of the variance that PCA would keep; "auto" is
+        max(1, min(32, D // 2)); None is D.
+    hidden_layer_sizes : tuple of int or "auto", default="auto"
+        Widths between input and code. () is the linear model. "auto" is () where K >= D or the code is
+        sparse, else as `retell.auto.hidden_layer_sizes` says.
+    decoder_hidden_layer_sizes : tuple of int or "mirror", default="mirror"
+        Widths between code and output.
+    activation : {"relu", "gelu", "silu", "tanh", "sigmoid", "identity"}, default="relu"
+        Activation of the hidden layers.
+    code_activation : str or Part, default="Identity()"
+        σ, as in ``"TopK(8)"``.
+    linear_path : bool, default=True
+        f(x) = W x + mlp(x) and the same for g where there are hidden layers; False is the plain net.
+    tied : bool, default=False
+        The decoder's matrices are the encoder's, transposed.
+    objective : str, Term or Objective, default="MSE()"
+        A sum with one loss, as in ``"MSE() + 0.001 * L1()"``.
+    corruption : str or Part, default="Nothing()"
+        C, applied while training, as in ``"Mask(0.3)"``.
+    constraint : str, Part or "auto", default="auto"
+        Π. "auto": with L1, Contractive or a sparse code, UnitNorm on a linear decoder and UnitRMS with a
+        deep one, unless weights are tied; else Free.
+    scale : {"auto", "standard"} or None, default="auto"
+        None centres columns; "standard" also divides each by its standard deviation; "auto" divides all by
+        one factor where spreads are alike, each by its own elsewhere. Losses on a bounded support leave the
+        rows as they are.
+    solver : {"auto", "exact", "descend"}, default="auto"
+        "exact" is the closed form, "descend" the reference loop; "auto" solves what can be solved.
+    batch_size : int or "auto", default="auto"
+        Rows a step.
+    learning_rate_init : float or "auto", default="auto"
+        The largest learning rate of the schedule.
+    max_iter : int or "auto", default="auto"
+        Most epochs.
+    max_time : float or None, default=None
+        Most seconds. The only setting that reads a clock; the model records it.
+    early_stopping : bool, default=True
+        Hold out `validation_fraction` of the rows, stop when the objective on them has not improved, by
+        `tol` relative, for `n_iter_no_change` epochs, and keep the best epoch.
+    validation_fraction : float, default=0.1
+    n_iter_no_change : int, default=10
+    tol : float, default=1e-4
+    device : str, default="auto"
+        A torch device; "auto" is a GPU where there is one.
+    precision : {"auto", "float32", "float64"}, default="auto"
+        "auto" is float64 for closed forms and float32 otherwise.
+    random_state : int, RandomState or None, default=None
+        The same int gives the same bits. No global generator is touched.
+    verbose : int, default=0
+        1 tells which solver and why, and every epoch.
+    start : {"auto", "random"}, default="auto"
+        The first weights: from the data (PCA), or random.
+
+    Attributes
+    ----------
+    codec_ : Codec
+        The trained network, in the scaled space.
+    objective_ : Objective
+    components_ : ndarray of shape (K, D)
+        The dictionary: rows of a linear decoder, or of the linear path, in the rows' own units. Absent for a
+        plain deep decoder.
+    mean_ : ndarray of shape (D,)
+        Columns' means over seen cells.
+    n_components_, n_features_in_, n_iter_ : int
+    feature_names_in_ : ndarray of str, only for frames
+    loss_curve_ : list of float
+        The training objective, each epoch.
+    validation_scores_ : list of float
+        R² of the held-out rows, each epoch; empty without early stopping.
+    best_loss_ : float
+        The least objective, on held-out rows with early stopping.
+    history_ : dict of str to list of float
+        Each term by name, each epoch.
+    pca_score_ : float
+        R² of PCA at the same K on the same held-out rows (the training rows without early stopping), PCA
+        fitted to all rows given: the yardstick.
+    solver_ : str
+        The solver that was used.
+
+    Raises
+    ------
+    ValueError
+        For rows that are not finite numbers (NaN apart), parameters out of range, or settings that can't be
+        combined; the message says what was given and what to do.
+
+    References
+    ----------
+    Baldi & Hornik 1989; Hinton & Salakhutdinov 2006; Vincent et al. 2008; Rifai et al. 2011.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from retell import Autoencoder
+    >>> X = load_digits().data
+    >>> model = Autoencoder(8, hidden_layer_sizes=()).fit(X)
+    >>> model.transform(X).shape, round(model.score(X), 3)
+    ((1797, 8), 0.674)
+    """
+
+    def __init__(
+        self,
+        n_components: Any = "auto",
+        *,
+        hidden_layer_sizes: Any = "auto",
+        decoder_hidden_layer_sizes: Any = "mirror",
+        activation: str = "relu",
+        code_activation: Any = "Identity()",
+        linear_path: bool = True,
+        tied: bool = False,
+        objective: Any = "MSE()",
+        corruption: Any = "Nothing()",
+        constraint: Any = "auto",
+        scale: str | None = "auto",
+        solver: str = "auto",
+        batch_size: Any = "auto",
+        learning_rate_init: Any = "auto",
+        max_iter: Any = "auto",
+        max_time: float | None = None,
+        early_stopping: bool = True,
+        validation_fraction: float = 0.1,
+        n_iter_no_change: int = 10,
+        tol: float = 1e-4,
+        device: str = "auto",
+        precision: str = "auto",
+        random_state: Any = None,
+        verbose: int = 0,
+        start: str = "auto",
+    ) -> None:
+        self.n_components = n_components
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.decoder_hidden_layer_sizes = decoder_hidden_layer_sizes
+        self.activation = activation
+        self.code_activation = code_activation
+        self.linear_path = linear_path
+        self.tied = tied
+        self.objective = objective
+        self.corruption = corruption
+        self.constraint = constraint
+        self.scale = scale
+        self.solver = solver
+        self.batch_size = batch_size
+        self.learning_rate_init = learning_rate_init
+        self.max_iter = max_iter
+        self.max_time = max_time
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
+        self.tol = tol
+        self.device = device
+        self.precision = precision
+        self.random_state = random_state
+        self.verbose = verbose
+        self.start = start
+
+    def fit(self, X: Any, y: Any = None, *, checkpoint: str | os.PathLike[str] | None = None) -> Self:
+        """Learn the code of rows X (N, D); y is ignored.
+
+        Parameters
+        ----------
+        X : array or frame of shape (N, D)
+            Numbers; NaN is an unseen cell.
+        y : ignored
+        checkpoint : path, optional
+            A folder where the state of the fit is kept, every few seconds. If it holds the state of the same
+            fit (same rows, same settings), the fit goes on from there and ends in the same bits.
+
+        Returns
+        -------
+        Autoencoder
+        """
+        for epoch in self.fit_epochs(X, checkpoint=checkpoint):
+            if self.verbose:
+                print(epoch)
+        return self
+
+    def fit_epochs(self, X: Any, *, checkpoint: str | os.PathLike[str] | None = None) -> Iterator[Epoch]:
+        """`fit`, one epoch at a time: a callback is the body of the caller's loop.
+
+        The model is fitted when the loop has ended.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_wine
+        >>> from retell import Autoencoder
+        >>> model = Autoencoder(2, max_iter=3, random_state=0)
+        >>> [epoch.number for epoch in model.fit_epochs(load_wine().data)]
+        [1, 2, 3]
+        """
+        settings, parts = self._settings()
+        rows = self._rows(X, reset=True, parts=parts)
+        seed = seed_in(checkpoint)
+        plan = make_plan(settings, parts, rows, seed_of(self.random_state) if seed is None else seed)
+        auto.warn_identity(plan.codec, plan.parts.objective, plan.parts.corruption)
+        if self.verbose:
+            print(f"solver {plan.solver}: {plan.reason}")
+        training = Training(plan, checkpoint)
+        yield from training.epochs()
+        self._take(training)
+
+    def partial_fit(self, X: Any, y: Any = None) -> Self:
+        """One epoch on these rows, going on from the state so far.
+
+        The first call settles scaling, widths and the first weights; nothing is held out, and the learning
+        rate stays at its largest.
+
+        Parameters
+        ----------
+        X : array or frame of shape (N, D)
+        y : ignored
+        """
+        first = not hasattr(self, "_training")
+        settings, parts = self._settings()
+        rows = self._rows(X, reset=not hasattr(self, "codec_"), parts=parts)
+        if first:
+            settings = replace(settings, early_stopping=False, solver="descend")
+            plan = make_plan(settings, parts, rows, seed_of(self.random_state))
+            if hasattr(self, "codec_"):
+                plan.codec, plan.scaling = self.codec_, self.scaling_
+            self._training = Training(plan)
+        plan = self._training.plan
+        plan.x = plan.scaling.to(rows)
+        self._training.more(plan.x)
+        self._take(self._training)
+        return self
+
+    def transform(self, X: Any) -> Any:
+        """The codes (N, K) of rows X (N, D). A row's code does not depend on the other rows, to the bit."""
+        check_is_fitted(self)
+        rows = self._rows(X)
+        return self._inference.encode(self.scaling_.to(rows)).astype(rows.dtype, copy=False)
+
+    def inverse_transform(self, H: Any) -> Any:
+        """The rows (N, D), in their own units, that codes H (N, K) stand for."""
+        check_is_fitted(self)
+        H = check_array(H, dtype=(np.float64, np.float32), input_name="H")
+        if H.shape[1] != self.n_components_:
+            raise ValueError(f"H has {H.shape[1]} columns, this model's codes have {self.n_components_}")
+        return self.scaling_.back(self._decode(H)).astype(H.dtype, copy=False)
+
+    def reconstruct(self, X: Any, *, keep_seen: bool = False) -> Any:
+        """What the model makes of rows X (N, D), in their own units; never NaN.
+
+        Parameters
+        ----------
+        X : array or frame of shape (N, D)
+        keep_seen : bool, default=False
+            Complete the rows: keep every seen cell and fill only the holes.
+        """
+        check_is_fitted(self)
+        rows = self._rows(X)
+        x = self.scaling_.to(rows)
+        made = self.scaling_.back(self._decode(self._inference.encode(x)))
+        return (np.where(np.isnan(rows), made, rows) if keep_seen else made).astype(rows.dtype, copy=False)
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """R² of the reconstruction of X, weighted by variance, scaled space, seen cells only."""
+        check_is_fitted(self)
+        x = self.scaling_.to(self._rows(X))
+        return explained_variance(x, self._decode(self._inference.encode(x)))
+
+    def score_samples(self, X: Any) -> Array:
+        """log p(x, h) per row (N,), in nats, with respect to the rows' own units; higher is more normal.
+
+        Normal noise around the reconstruction, with each column's variance as the held-out residuals have
+        it, times a Normal fitted to the training rows' codes. Unseen cells say nothing.
+        """
+        check_is_fitted(self)
+        x = self.scaling_.to(self._rows(X))
+        h = self._inference.encode(x)
+        volume = np.where(np.isnan(x), 0.0, self.scaling_.log_density).sum(1)
+        result: Array = self.density_.log_rows(x - self._decode(h), h) + volume
+        return result
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the model folder `path`, all or nothing; `retell.load` reads it."""
+        check_is_fitted(self)
+        model_file.write(path, self._model)
+
+    def get_feature_names_out(self, input_features: Any = None) -> Array:
+        """autoencoder0, autoencoder1, ..."""
+        names: Array = super().get_feature_names_out(input_features)
+        return names
+
+    @property
+    def components_(self) -> Array:
+        """The dictionary (K, D) in the rows' own units."""
+        check_is_fitted(self)
+        dictionary = self.codec_.dictionary()
+        if dictionary is None:
+            raise AttributeError("a deep decoder without linear path has no components_")
+        result: Array = dictionary.detach().cpu().double().numpy().T * self.scaling_.factor
+        return result
+
+    @property
+    def mean_(self) -> Array:
+        """The columns' means (D,) in the rows' own units."""
+        check_is_fitted(self)
+        return self.scaling_.back(self.scaling_.centre)
+
+    @property
+    def _n_features_out(self) -> int:
+        return int(self.n_components_)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
+    def _settings(self) -> tuple[Settings, Parts]:
+        """The parameters, checked; parts as objects."""
+        values = self.get_params(deep=False)
+        parts = read_parts(values)
+        letters = {name: repr(getattr(parts, name)) for name in ("objective", "corruption", "code_activation")}
+        constraint = values["constraint"] if values["constraint"] == "auto" else repr(parts.constraint)
+        plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
+        seed = plain["random_state"]
+        plain["random_state"] = seed if seed is None or isinstance(seed, int) else None
+        return as_settings({**plain, **letters, "constraint": constraint}), parts
+
+    def _rows(self, X: Any, *, reset: bool = False, parts: Parts | None = None) -> Array:
+        """X as an array of floats, or a sentence that says what is wrong with it."""
+        check_kinds(X)
+        least = 2 if reset else 1
+        rows: Array = validate_data(
+            self, X, reset=reset, dtype=(np.float64, np.float32), ensure_all_finite=False, ensure_min_samples=least
+        )
+        names = getattr(self, "feature_names_in_", None)
+        check_finite(rows, names)
+        if parts is not None:
+            loss = parts.objective.loss
+            check_support(rows, loss.support, loss, names)
+        return rows
+
+    def _decode(self, h: Array) -> Array:
+        """Codes to reconstructions, scaled space."""
+        x_hat = torch.from_numpy(self._inference.decode(h))
+        mean: Array = self.objective_.loss.mean(x_hat).double().numpy()
+        return mean
+
+    def _take(self, training: Training) -> None:
+        """Settle the fitted attributes."""
+        plan, epochs = training.plan, training.history
+        inference = Inference(plan.codec)
+        h = inference.encode(plan.x)
+        x_hat = plan.parts.objective.loss.mean(torch.from_numpy(inference.decode(h))).double().numpy()
+        judged = plan.held_out if len(plan.held_out) else np.arange(len(plan.x))
+        names = getattr(self, "feature_names_in_", None)
+        history = {name: [e.terms[name] for e in epochs] for name in plan.parts.objective.names}
+        history |= {f"held-out {name}": [e.held_out[name] for e in epochs] for name in history if epochs[0].held_out}
+        fitted = Fitted(
+            n_features=plan.x.shape[1],
+            columns=None if names is None else [str(name) for name in names],
+            n_components=plan.codec.n_units,
+            encoder=plan.widths[0],
+            decoder=plan.widths[1],
+            constraint=repr(plan.parts.constraint),
+            solver=plan.solver,
+            dtype=str(plan.codec.centre.dtype).removeprefix("torch."),
+            seed=plan.seed,
+            n_iter=len(epochs),
+            stopped_by=training.stopped_by,
+            best_loss=training.descent.best_loss,
+            pca_score=plan.pca_score(judged),
+            loss_curve=[sum(e.terms.values()) for e in epochs],
+            validation_scores=[e.score for e in epochs if e.score is not None],
+            history=history,
+        )
+        density = Density.fit(plan.x[judged] - x_hat[judged], h)
+        self._become(Model(plan.settings, fitted, plan.parts, plan.codec, plan.scaling, density))
+
+    def _become(self, model: Model) -> None:
+        """Set the attributes that make this a fitted estimator."""
+        self._model = model
+        self._inference = Inference(model.codec)
+        self.codec_, self.scaling_, self.density_ = model.codec, model.scaling, model.density
+        self.objective_ = model.parts.objective
+        self.n_features_in_ = model.fitted.n_features
+        if model.fitted.columns is not None:
+            self.feature_names_in_ = np.array(model.fitted.columns, dtype=object)
+        for name in ("n_components", "n_iter", "best_loss", "pca_score", "loss_curve", "validation_scores",
+                     "history", "solver"):  # fmt: skip
+            setattr(self, f"{name}_", getattr(model.fitted, name))
+
+
+def load(path: str | os.PathLike[str], parts: Iterable[type[Part]] = ()) -> Autoencoder:
+    """The fitted `Autoencoder` that `save` wrote. No code from the folder is run.
+
+    Parameters
+    ----------
+    path : path
+        A model folder.
+    parts : iterable of classes, optional
+        Your own parts that the model names.
+
+    Raises
+    ------
+    ModelFileError
+        If the folder is missing, damaged, edited, or of a newer format.
+    """
+    model = model_file.read(path, parts)
+    estimator = Autoencoder(**asdict(model.settings))
+    estimator._become(model)
+    return estimator

@@ -1,0 +1,92 @@
+"""Rows through a fitted codec in fixed, padded blocks.
+
+A row's result depends on the row alone, to the bit: matrix products choose their kernels by shape, so
+every product here has the same number of rows, and widths that are multiples of 16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from retell.codec import Codec
+from retell.networks import Affine, Net
+
+__all__ = ["Inference", "in_blocks", "pad"]
+
+Array = npt.NDArray[Any]
+
+ROWS = 256
+WIDTH = 16
+
+
+class Inference:
+    """Encode and decode many rows with a frozen copy of a codec, widths padded with zeros.
+
+    Parameters
+    ----------
+    codec : Codec
+    """
+
+    def __init__(self, codec: Codec) -> None:
+        self.n_columns, self.n_units = len(codec.centre), codec.n_units
+        self.centre = codec.centre
+        self.encoder, self.decoder = _padded(codec.encoder), _padded(codec.decoder)
+        self.code_activation = codec.code_activation
+
+    def encode(self, x: Array) -> Array:
+        """Scaled rows (N, D), NaN where unseen, to codes (N, K)."""
+        centre = self.centre.cpu().numpy()
+        return in_blocks(self._encode, np.where(np.isnan(x), centre, x), self.n_units, like=self.centre)
+
+    def decode(self, h: Array) -> Array:
+        """Codes (N, K) to the decoder's outputs (N, D)."""
+        return in_blocks(self.decoder, h, self.n_columns, like=self.centre)
+
+    def _encode(self, x: Tensor) -> Tensor:
+        h: Tensor = self.code_activation(self.encoder(x)[:, : self.n_units].contiguous())
+        return h
+
+
+@torch.no_grad()
+def in_blocks(net: Callable[[Tensor], Tensor], rows: Array, width: int, like: Tensor) -> Array:
+    """net(rows), computed in blocks of the dtype and on the device of `like`; the first `width` columns."""
+    block = torch.zeros(ROWS, _round_up(rows.shape[1]), dtype=like.dtype, device=like.device)
+    out = np.empty((len(rows), width), dtype=like.detach().cpu().numpy().dtype)
+    for i in range(0, len(rows), ROWS):
+        some = torch.from_numpy(np.ascontiguousarray(rows[i : i + ROWS]))
+        block[: len(some), : rows.shape[1]] = some
+        block[len(some) :] = 0
+        out[i : i + ROWS] = net(block)[: len(some), :width].cpu().numpy()
+    return out
+
+
+def pad(matrix: Tensor) -> Tensor:
+    """The matrix with rows and columns of zeros up to multiples of 16."""
+    height, width = matrix.shape
+    return torch.nn.functional.pad(matrix, (0, _round_up(width) - width, 0, _round_up(height) - height))
+
+
+def _padded(net: Net) -> Net:
+    layers = [_widened(layer) for layer in net.affines()]
+    straight = None if net.linear is None else layers.pop()
+    return Net(layers, net.activation, straight)
+
+
+@torch.no_grad()
+def _widened(layer: Affine) -> Affine:
+    n_out, n_in = layer.weight.shape
+    wide = Affine(_round_up(n_in), _round_up(n_out), bias=layer.bias is not None).to(layer.weight)
+    wide.weight.copy_(pad(layer.weight))
+    if layer.bias is not None and wide.bias is not None:
+        wide.bias.copy_(pad(layer.bias[None])[0, : len(wide.bias)])
+    return wide.requires_grad_(False)
+
+
+def _round_up(width: int) -> int:
+    return -(-width // WIDTH) * WIDTH

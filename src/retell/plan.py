@@ -1,0 +1,201 @@
+"""From settings and rows to everything a fit needs, every "auto" resolved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from retell import auto
+from retell.codec import Codec
+from retell.descend import Recipe
+from retell.factors import Factors
+from retell.metrics import explained_variance
+from retell.networks import mirror, mlp
+from retell.objective import Objective
+from retell.scaling import Scaling
+from retell.seeds import SPLIT, START, generator
+from retell.settings import Settings
+from retell.solvers.exact import Problem, Spectrum, why_not
+from retell.start import fill_random, fill_start
+
+__all__ = ["Parts", "Plan", "build_codec", "make_plan"]
+
+Array = npt.NDArray[Any]
+Widths = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The letters of the equation, as objects; `constraint` may still be "auto"."""
+
+    objective: Objective
+    corruption: Any
+    code_activation: Any
+    constraint: Any
+
+
+@dataclass
+class Plan:
+    """A fit, before its first step."""
+
+    settings: Settings
+    parts: Parts
+    seed: int
+    scaling: Scaling
+    x: Array
+    """Scaled rows (N, D), float64, NaN where unseen."""
+    spectrum: Spectrum
+    """Of x's covariance: the factors' where rows have holes."""
+    factors: Factors
+    """Completes rows."""
+    train: Array
+    held_out: Array
+    """Row numbers; `held_out` is empty without early stopping."""
+    widths: Widths
+    """Hidden widths of encoder and decoder."""
+    codec: Codec
+    solver: str
+    reason: str
+    """Why this solver."""
+    recipe: Recipe
+
+    @property
+    def problem(self) -> Problem:
+        return _problem(self.parts, self.settings, self.widths, bool(np.isnan(self.x).any()))
+
+    def pca_score(self, judged: Array) -> float:
+        """R² on the rows `judged` of PCA at the same K, fitted to all rows."""
+        axes = self.spectrum.axes[:, : self.codec.n_units]
+        off = np.nan_to_num(self.x[judged] - self.scaling.centre)
+        return explained_variance(self.x[judged], off @ axes @ axes.T + self.scaling.centre)
+
+    def tensor(self, rows: Array) -> Tensor:
+        """Rows as the codec takes them."""
+        return torch.from_numpy(np.ascontiguousarray(rows)).to(self.codec.centre)
+
+
+def make_plan(settings: Settings, parts: Parts, rows: Array, seed: int) -> Plan:
+    """Resolve every "auto", build the codec and fill its first θ.
+
+    Parameters
+    ----------
+    settings : Settings
+    parts : Parts
+    rows : ndarray of shape (N, D)
+        Checked rows, NaN where unseen.
+    seed : int
+    """
+    loss = parts.objective.loss
+    scaling = Scaling.fit(rows, settings.scale, bounded=np.isfinite(loss.support).any())
+    x = scaling.to(rows)
+    holes = bool(np.isnan(x).any())
+    spectrum, factors = _second_moments(x - scaling.centre, settings, holes)
+    K = auto.n_components(settings.n_components, spectrum.values)
+    widths = _widths(settings, parts, len(x), x.shape[1], K)
+    deep, linear = len(widths[1]) > 0, not any(widths)
+    constraint = parts.constraint
+    if constraint == "auto":
+        constraint = auto.constraint(parts.objective, parts.code_activation, deep=deep, tied=settings.tied)
+    parts = Parts(parts.objective, parts.corruption, parts.code_activation, constraint)
+    why = why_not(_problem(parts, settings, widths, holes))
+    solver = "descend" if why or settings.start == "random" else "exact"
+    if settings.solver == "exact" and why:
+        raise ValueError(f"solver='exact' has no closed form here: {why}; use solver='auto' or 'descend'")
+    solver = solver if settings.solver == "auto" else settings.solver
+    device, dtype = auto.device(settings.device), auto.dtype(settings.precision, solver)
+    codec = build_codec(settings, parts, x.shape[1], K, widths, dtype)
+    codec.centre = torch.from_numpy(scaling.centre).to(dtype)
+    codec = codec.to(device)
+    train, held_out = _split(settings, len(x), seed)
+    plan = Plan(
+        settings, parts, seed, scaling, x, spectrum, factors, train, held_out, widths, codec, solver,
+        why or "there is a closed form", _recipe(settings, parts, len(train), codec),
+    )  # fmt: skip
+    if settings.start == "random":
+        fill_random(codec, loss, generator(seed, START))
+    else:
+        axes = torch.from_numpy(spectrum.axes[:, :K].copy())
+        fill_start(codec, torch.from_numpy(x), axes, loss, generator(seed, START))
+    return plan
+
+
+def build_codec(settings: Settings, parts: Parts, D: int, K: int, widths: Widths, dtype: torch.dtype) -> Codec:
+    """The network of D columns and K units, its weights still empty, its centre zero."""
+    inner, outer = widths
+    encoder = mlp([D, *inner, K], settings.activation, linear_path=settings.linear_path)
+    if settings.tied or outer == inner[::-1]:
+        decoder = mirror(encoder, tied=settings.tied)
+    else:
+        decoder = mlp([K, *outer, D], settings.activation, linear_path=settings.linear_path)
+    codec = Codec(encoder, parts.code_activation.bind(K), decoder, torch.zeros(D)).to(dtype)
+    parts.objective.check(codec)
+    return codec
+
+
+def _second_moments(x: Array, settings: Settings, holes: bool) -> tuple[Spectrum, Factors]:
+    """Covariance and factor model of centred rows; with holes the factors say what the covariance is."""
+    D = x.shape[1]
+    given = settings.n_components
+    n_factors = max(1, min(given if isinstance(given, int) else 32, D // 2))
+    if holes:
+        factors = Factors.fit(x, n_factors)
+        return Spectrum.of(factors.covariance), factors
+    S = x.T @ x / len(x)
+    spectrum = Spectrum.of(S)
+    return spectrum, Factors.from_covariance(S, spectrum.values[:n_factors], spectrum.axes[:, :n_factors])
+
+
+def _widths(settings: Settings, parts: Parts, n: int, D: int, K: int) -> Widths:
+    inner = settings.hidden_layer_sizes
+    if inner == "auto":
+        inner = () if K >= D or parts.code_activation.sparse else auto.hidden_layer_sizes(n, D, K)
+    assert isinstance(inner, tuple)
+    outer = settings.decoder_hidden_layer_sizes
+    outer = inner[::-1] if isinstance(outer, str) else outer
+    if settings.tied and outer != inner[::-1]:
+        raise ValueError(
+            f"tied=True needs a decoder that mirrors the encoder {inner}, got decoder_hidden_layer_sizes={outer}"
+        )
+    return inner, outer
+
+
+def _problem(parts: Parts, settings: Settings, widths: Any, holes: bool) -> Problem:
+    return Problem(
+        parts.objective,
+        parts.corruption,
+        parts.code_activation,
+        parts.constraint,
+        settings.tied,
+        not any(widths),
+        holes,
+    )
+
+
+def _split(settings: Settings, n: int, seed: int) -> tuple[Array, Array]:
+    """Row numbers to train on and to hold out, each in the rows' own order."""
+    if not settings.early_stopping:
+        return np.arange(n), np.arange(0)
+    out = min(max(1, round(n * settings.validation_fraction)), n - 1)
+    order = torch.randperm(n, generator=generator(seed, SPLIT)).numpy()
+    return np.sort(order[out:]), np.sort(order[:out])
+
+
+def _recipe(settings: Settings, parts: Parts, n: int, codec: Codec) -> Recipe:
+    batch = settings.batch_size if isinstance(settings.batch_size, int) else auto.batch_size(n)
+    return Recipe(
+        objective=parts.objective,
+        corruption=parts.corruption,
+        constraint=parts.constraint,
+        batch_size=batch,
+        learning_rate=auto.learning_rate(codec)
+        if isinstance(settings.learning_rate_init, str)
+        else settings.learning_rate_init,
+        max_iter=settings.max_iter if isinstance(settings.max_iter, int) else auto.max_iter(n, batch),
+        n_iter_no_change=settings.n_iter_no_change,
+        tol=settings.tol,
+    )

@@ -1,0 +1,84 @@
+"""Rows that are already in memory: arrays and frames, refused with a sentence where they are not numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["check_finite", "check_kinds", "check_support", "column_label"]
+
+Array = npt.NDArray[Any]
+
+KINDS = {"M": "dates", "m": "durations", "c": "complex numbers", "U": "text", "S": "bytes", "T": "text", "V": "records"}
+
+
+def check_kinds(X: Any) -> None:
+    """Refuse columns that hold something other than numbers, by name.
+
+    Raises
+    ------
+    ValueError
+        If an array or a column of a frame holds dates, durations, text, complex numbers or records.
+    """
+    if hasattr(X, "columns") and hasattr(X, "dtypes"):
+        for name, dtype in zip(X.columns, X.dtypes, strict=True):
+            if _kind(dtype) not in "biuf":
+                raise ValueError(
+                    f"column {name!r} holds {_describe(dtype)}, numbers were expected: encode it or leave it out"
+                )
+        return
+    dtype = getattr(X, "dtype", None)
+    if isinstance(dtype, np.dtype) and dtype.kind in KINDS:
+        # scikit-learn's own words for complex rows and text, which its users may match
+        known = {"c": "Complex data not supported. ", "U": "could not convert string to float. "}.get(dtype.kind, "")
+        raise ValueError(f"{known}X holds {KINDS[dtype.kind]} (dtype {dtype}), numbers were expected")
+    if isinstance(X, np.ndarray) and X.dtype.kind == "O" and X.ndim == 2:
+        for (row, column), value in np.ndenumerate(X):
+            if isinstance(value, str | bytes):
+                raise ValueError(
+                    f"X holds text: could not convert string to float: {value!r} in row {row}, column {column}"
+                )
+
+
+def check_finite(X: Array, names: Any = None) -> None:
+    """Refuse infinities, naming row and column; NaN passes, as an unseen cell."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(X.sum()) or not np.isinf(X).any():
+            return
+    row, column = np.argwhere(np.isinf(X))[0]
+    raise ValueError(
+        f"X has an infinite value (inf) in row {row}, {column_label(column, names)}: infinity is not a number to"
+        " learn from; replace it, or put NaN there if the value is unknown"
+    )
+
+
+def check_support(X: Array, support: tuple[float, float], loss: Any, names: Any = None) -> None:
+    """Refuse rows outside the support of the loss, naming the cell."""
+    low, high = support
+    with np.errstate(invalid="ignore"):
+        outside = (X < low) | (X > high)
+    if outside.any():
+        row, column = np.argwhere(outside)[0]
+        raise ValueError(
+            f"{loss!r} needs values in [{low:g}, {high:g}], but row {row}, {column_label(column, names)} is"
+            f" {X[row, column]:g}: scale the rows into that range or use MSE()"
+        )
+
+
+def column_label(column: int, names: Any = None) -> str:
+    """How a message calls a column."""
+    return f"column {column}" if names is None else f"column {column} ({names[column]!r})"
+
+
+def _kind(dtype: Any) -> str:
+    if hasattr(dtype, "is_numeric"):  # polars
+        return "f" if dtype.is_numeric() or str(dtype) == "Boolean" else str(dtype)
+    if getattr(dtype, "kind", "O") == "O" and str(dtype) == "object":
+        return "f"  # may hold numbers; what does not convert is refused later
+    return str(getattr(dtype, "kind", "O"))
+
+
+def _describe(dtype: Any) -> str:
+    return f"{KINDS.get(str(getattr(dtype, 'kind', '')), 'no numbers')} (dtype {dtype})"

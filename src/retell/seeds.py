@@ -1,0 +1,39 @@
+"""Private randomness: every stream is a pure function of the seed and of what it is for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+__all__ = ["generator", "row_order", "seed_of"]
+
+
+def seed_of(random_state: Any) -> int:
+    """The seed that a `random_state` stands for; the global generators are left alone.
+
+    Parameters
+    ----------
+    random_state : None, int or numpy.random.RandomState
+        None draws fresh entropy, an int is itself, a RandomState is drawn from.
+    """
+    if random_state is None:
+        return int(np.random.SeedSequence().generate_state(1)[0])
+    if isinstance(random_state, np.random.RandomState):
+        return int(random_state.randint(2**31 - 1))
+    return int(random_state)
+
+
+def generator(seed: int, *stream: int) -> torch.Generator:
+    """A generator of its own for (seed, stream), for example (seed, epoch, NOISE)."""
+    state = np.random.SeedSequence([seed, *stream]).generate_state(2, np.uint32)
+    return torch.Generator().manual_seed(int(state[0]) << 31 | int(state[1]) >> 1)
+
+
+def row_order(seed: int, epoch: int, n_rows: int) -> torch.Tensor:
+    """The order of the rows in an epoch, a permutation (n_rows,)."""
+    return torch.randperm(n_rows, generator=generator(seed, ORDER, epoch))
+
+
+START, ORDER, NOISE, SPLIT, HELD_OUT = range(5)

@@ -1,0 +1,103 @@
+"""The estimator's parameters as a record: what a model file may say and what the command line offers.
+
+No torch here: `retell fit --help` reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, get_type_hints
+
+import msgspec
+
+__all__ = ["Settings", "as_settings"]
+
+Auto = Literal["auto"]
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+Share = Annotated[float, msgspec.Meta(gt=0, lt=1)]
+AboveZero = Annotated[float, msgspec.Meta(gt=0)]
+FromZero = Annotated[float, msgspec.Meta(ge=0)]
+Widths = tuple[Positive, ...]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every parameter of `Autoencoder`, its type and its default.
+
+    Parts are grammar text here.
+    """
+
+    n_components: Positive | Share | Auto | None = "auto"
+    """Code units K: a number; a share of variance in (0, 1); auto = min(32, D // 2); none = D."""
+    hidden_layer_sizes: Widths | Auto = "auto"
+    """Widths between input and code, as in (512, 256); () is the linear model."""
+    decoder_hidden_layer_sizes: Widths | Literal["mirror"] = "mirror"
+    """Widths between code and output; mirror = the encoder's, backwards."""
+    activation: Literal["relu", "gelu", "silu", "tanh", "sigmoid", "identity"] = "relu"
+    """Activation of the hidden layers."""
+    code_activation: str = "Identity()"
+    """Activation of the code, as in 'TopK(8)'."""
+    linear_path: bool = True
+    """Keep a linear map beside the hidden layers."""
+    tied: bool = False
+    """Let the decoder share the encoder's matrices, transposed."""
+    objective: str = "MSE()"
+    """What is minimised, as in 'MSE() + 0.001 * L1()'."""
+    corruption: str = "Nothing()"
+    """What is done to rows while training, as in 'Mask(0.3)'."""
+    constraint: str = "auto"
+    """Set the weights obey, as in 'UnitNorm()'."""
+    scale: Auto | Literal["standard"] | None = "auto"
+    """standard = per column, none = centre only, auto = one factor if spreads are alike."""
+    solver: Literal["auto", "exact", "descend"] = "auto"
+    """exact = closed form, descend = gradient steps."""
+    start: Literal["auto", "random"] = "auto"
+    """auto = from the data (PCA), random = small random weights."""
+    batch_size: Positive | Auto = "auto"
+    """Rows a step."""
+    learning_rate_init: AboveZero | Auto = "auto"
+    """Largest learning rate of the schedule."""
+    max_iter: Positive | Auto = "auto"
+    """Most epochs."""
+    max_time: AboveZero | None = None
+    """Most seconds; the only setting that makes a fit depend on a clock."""
+    early_stopping: bool = True
+    """Hold rows out, stop when they stop improving, keep the best."""
+    validation_fraction: Share = 0.1
+    """Share of the rows held out."""
+    n_iter_no_change: Positive = 10
+    """Epochs without improvement before stopping."""
+    tol: FromZero = 1e-4
+    """Relative improvement that counts."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1 ..."""
+    precision: Auto | Literal["float32", "float64"] = "auto"
+    """Arithmetic; auto = float64 for closed forms, float32 otherwise."""
+    random_state: int | None = None
+    """Seed; the same seed gives the same bits."""
+    verbose: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """1 reports the solver and every few epochs."""
+
+
+def as_settings(values: Mapping[str, Any]) -> Settings:
+    """Settings from plain values, strictly.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name, a wrong type or a value out of range; the message names the parameter.
+    """
+    unknown = values.keys() - Settings.__dataclass_fields__.keys()
+    if unknown:
+        raise ValueError(f"there is no parameter {sorted(unknown)[0]!r}")
+    checked = {}
+    for name, value in values.items():
+        try:
+            checked[name] = msgspec.convert(value, _TYPES[name])
+        except msgspec.ValidationError as error:
+            raise ValueError(f"{name}={value!r} is not possible: {error}".replace("Expected", "expected")) from None
+    return Settings(**checked)
+
+
+_TYPES = get_type_hints(Settings, include_extras=True)

@@ -1,0 +1,1 @@
+"""Faster ways to the same θ, each tested against `descend`, the reference."""

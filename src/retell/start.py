@@ -1,0 +1,113 @@
+"""A data-aware first θ: it matters more than any penalty.
+
+The linear path (or a linear net) starts at PCA's solution, the nonlinear path beside it at zero output,
+so the whole net starts as PCA. Where the code is wider than the rows or sparse, the dictionary is a
+random frame of unit vectors and the encoder its transpose, scaled to fit the rows. Biases take the means:
+the decoder's is the columns' mean, the encoder's -W times that.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from retell.codec import Codec
+from retell.networks import Affine, Net
+
+__all__ = ["fill_random", "fill_start"]
+
+SAMPLE = 4096  # rows that are enough to fit a scale or a decoder to
+
+
+@torch.no_grad()
+def fill_start(codec: Codec, x: Tensor, axes: Tensor, loss: Any, generator: Generator) -> None:
+    """Fill every weight from the data.
+
+    Parameters
+    ----------
+    codec : Codec
+        Its weights are empty; they are written in place.
+    x : Tensor of shape (N, D), float64
+        Scaled rows, NaN where unseen.
+    axes : Tensor of shape (D, min(K, D)), float64
+        PCA's components of x.
+    loss : Term
+        The data term: its link takes the mean to the decoder's bias.
+    generator : torch.Generator
+    """
+    for net in (codec.encoder, codec.decoder):
+        _fill_hidden(net, generator)
+    width, n_units = len(codec.centre), codec.n_units
+    sample = codec.fill(x[:SAMPLE].to(codec.centre))
+    aware = axes.shape[1] >= n_units and not codec.code_activation.sparse
+    frame = axes if aware else _random_frame(width, n_units, generator)
+    frame = frame.to(codec.centre)
+    encoder, decoder = codec.encoder.straight, codec.decoder.straight
+    if encoder is not None:
+        encoder.weight.copy_(_scaled(frame, sample - codec.centre, codec).T)
+    if decoder is not None and not codec.tied:
+        decoder.weight.copy_(frame)
+    _fill_biases(codec, sample, loss)
+    if decoder is not None and not codec.tied and aware:
+        _fit_decoder(codec, decoder, sample, loss)
+
+
+@torch.no_grad()
+def fill_random(codec: Codec, loss: Any, generator: Generator) -> None:
+    """Fill every weight at random, N(0, 1 / n_in), with no look at the rows but for their mean."""
+    for layer in codec.affines():
+        if layer.own is not None:
+            layer.own.normal_(generator=generator).div_(math.sqrt(layer.own.shape[1]))
+    _fill_biases(codec, codec.centre[None], loss)
+
+
+def _fill_hidden(net: Net, generator: Generator) -> None:
+    """He 2015 for the hidden layers, zero for the last: the nonlinear path starts silent."""
+    layers: list[Affine] = [layer for layer in net.affines() if layer is not net.linear]
+    for layer in layers:
+        if layer.own is not None:
+            layer.own.normal_(generator=generator).mul_(math.sqrt(2 / layer.own.shape[1]))
+    if net.linear is not None and layers[-1].own is not None:
+        layers[-1].own.zero_()
+
+
+def _random_frame(width: int, n_units: int, generator: Generator) -> Tensor:
+    """Unit vectors (D, K)."""
+    frame = torch.empty(width, n_units, dtype=torch.float64).normal_(generator=generator)
+    return frame / torch.linalg.vector_norm(frame, dim=0)
+
+
+def _scaled(frame: Tensor, x: Tensor, codec: Codec) -> Tensor:
+    """The frame times what suits σ: least squares where σ(2a) = 2 σ(a), unit spread before others."""
+    a = x @ frame
+    squash = codec.code_activation
+    if not torch.allclose(squash(2 * a), 2 * squash(a)):
+        spread = a.std(0, correction=0)
+        return frame / torch.where(spread > 0, spread, 1.0)
+    x_hat = squash(a) @ frame.T
+    size = x_hat.square().sum()
+    return frame * ((x * x_hat).sum() / size) if size > 0 else frame
+
+
+def _fill_biases(codec: Codec, sample: Tensor, loss: Any) -> None:
+    """Encoder: -W mean, so that it sees centred rows; decoder: mean, so that it answers with it."""
+    for layer in codec.affines():
+        if layer.bias is not None:
+            layer.bias.zero_()
+    codec.encoder.layers[-1].bias.copy_(-codec.encoder(codec.centre[None])[0])
+    h = codec.encode(sample)
+    codec.decoder.layers[-1].bias.copy_(loss.link(codec.centre) - codec.decode(h).mean(0))
+
+
+def _fit_decoder(codec: Codec, decoder: Affine, sample: Tensor, loss: Any) -> None:
+    """V and c by least squares from the codes of a sample: PCA's solution where σ is the identity."""
+    h = codec.encode(sample).double()
+    target = loss.link(sample).double() - codec.decode(codec.encode(sample)).double()
+    off = h - h.mean(0)
+    gram = off.T @ off / len(off)
+    gram += 1e-6 * gram.diagonal().mean().clamp(min=1e-12) * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    change = torch.linalg.solve(gram, off.T @ (target - target.mean(0)) / len(off)).T
+    decoder.weight.add_(change.to(decoder.weight))
