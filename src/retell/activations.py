@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import ClassVar
 
 import torch
@@ -77,7 +78,7 @@ class TopK(Part):
     Parameters
     ----------
     k : int
-        How many units of a row may be active, at least 1 and at most the width of the code.
+        How many units of a row may be active, at least 1. A code of fewer units keeps them all, with a warning.
 
     References
     ----------
@@ -101,10 +102,12 @@ class TopK(Part):
         self.require("k", lambda k: k >= 1 and int(k) == k, "a whole number, at least 1")
 
     def bind(self, width: int) -> TopK:
-        if self.k > width:
-            raise ValueError(f"{self!r} needs a code of at least {self.k} units, this one has {width}")
-        return self
+        """The part itself; where the code has fewer than k units, one that keeps them all, with a warning."""
+        if self.k <= width:
+            return self
+        warnings.warn(f"{self!r} keeps all {width} units of this code: lower k or raise n_components", stacklevel=2)
+        return TopK(width)
 
     def __call__(self, a: Tensor) -> Tensor:
-        values, indices = torch.topk(a, self.k, dim=-1)
+        values, indices = torch.topk(a, int(self.k), dim=-1)
         return torch.zeros_like(a).scatter(-1, indices, torch.relu(values))

@@ -85,6 +85,7 @@ class Codec(nn.Module):
 
     def dictionary_gradient(self) -> Tensor:
         """The gradient of `dictionary`, a view of its storage."""
+        assert self.decoder.straight is not None
         return self.decoder.straight.gradient
 
     @property

@@ -7,6 +7,7 @@ for epoch in Descent(codec, recipe, seed).epochs(x, held_out):
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from retell.metrics import explained_variance
 from retell.objective import Objective
 from retell.seeds import HELD_OUT, NOISE, generator, row_order
 
-__all__ = ["Descent", "Epoch", "Recipe"]
+__all__ = ["Descent", "Epoch", "Judgement", "Recipe"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Recipe:
     batch_size: int
     learning_rate: float
     max_iter: int
+    decay: float
     n_iter_no_change: int
     tol: float
 
@@ -55,6 +57,20 @@ class Epoch(NamedTuple):
     """Whether the stopping rule says that this was the last."""
 
 
+class Judgement(NamedTuple):
+    """What held-out rows say."""
+
+    terms: dict[str, float]
+    rows: Tensor
+    """The objective on each row (M,)."""
+    score: float
+    """R² of the rows, uncorrupted."""
+
+
+TAIL = 5  # epochs over which the learning rate falls to zero when held-out rows have stopped improving
+SURE = 3.0  # standard errors by which the best epoch must be better than the start
+
+
 class Descent:
     """Gradient steps on a codec, with all the state needed to stop and go on.
 
@@ -69,15 +85,18 @@ class Descent:
 
     def __init__(self, codec: Codec, recipe: Recipe, seed: int) -> None:
         self.codec, self.recipe, self.seed = codec, recipe, seed
-        self.parameters = dict(codec.named_parameters())
-        self.optimizer = torch.optim.Adam(self.parameters.values(), lr=recipe.learning_rate, fused=True)
-        self.epoch = self.step = self.stale = self.rescues = 0
-        self.best_loss = math.inf
-        self.best = self._copy()
         dictionary = codec.dictionary()
         if dictionary is not None:
             with torch.no_grad():
                 recipe.constraint.project(dictionary)
+        self.parameters = dict(codec.named_parameters())
+        self.optimizer = torch.optim.AdamW(self._groups(), lr=recipe.learning_rate, eps=1e-12, fused=True)
+        self.epoch = self.step = self.stale = 0
+        self.anneal_from = self.end = math.inf  # steps; finite once the held-out rows have stopped improving
+        self.best_loss = math.inf
+        self.best = self._copy()
+        self.first = self.best  # with the objective on each held-out row, what a better epoch has to beat
+        self.first_rows = self.best_rows = torch.zeros(0)
 
     def epochs(self, x: Tensor, held_out: Tensor | None = None) -> Iterator[Epoch]:
         """Train until the stopping rule or `max_iter` says so; yields after each epoch.
@@ -89,27 +108,26 @@ class Descent:
         held_out : Tensor of shape (M, D), optional
             Rows that judge; None lets the training objective judge.
         """
+        self.end = min(self.end, self.recipe.max_iter * self._steps(x))
         if held_out is not None and self.epoch == 0:
-            self.best_loss = sum(self.evaluate(held_out)[0].values())
-        finished = self.epoch >= self.recipe.max_iter
-        while not finished:
+            start = self.evaluate(held_out)
+            self.best_loss, self.first_rows, self.best_rows = sum(start.terms.values()), start.rows, start.rows
+        while self.step < self.end:
             terms = self.one_epoch(x)
-            judged, score = ({}, None) if held_out is None else self.evaluate(held_out)
-            epoch = self._judge(terms, judged, score)
-            finished = epoch.finished
-            yield epoch
+            epoch = self._judge(terms, None if held_out is None else self.evaluate(held_out))
+            if self.stale >= self.recipe.n_iter_no_change and self.end - self.step > TAIL * self._steps(x):
+                self.anneal_from, self.end = self.step, self.step + TAIL * self._steps(x)
+            yield epoch._replace(finished=self.step >= self.end)
 
     def one_epoch(self, x: Tensor, *, constant_rate: bool = False) -> dict[str, float]:
-        """One step per batch, in the order of (seed, epoch); the last batch may be short."""
-        size = self.recipe.batch_size
-        total = self.recipe.max_iter * math.ceil(len(x) / size)
+        """One step per batch, batches of equal size, in the order of (seed, epoch)."""
         order = row_order(self.seed, self.epoch, len(x)).to(x.device)
-        noise = generator(self.seed, NOISE, self.epoch)
+        noise = generator(self.seed, NOISE, self.epoch, device=x.device)
         sums = dict.fromkeys(self.recipe.objective.names, torch.zeros((), dtype=x.dtype, device=x.device))
-        for i in range(0, len(x), size):
-            batch = x[order[i : i + size]]
-            terms = self.one_step(batch, noise, self.recipe.learning_rate if constant_rate else self.rate(total))
-            sums = {name: sums[name] + len(batch) * value for name, value in terms.items()}
+        for rows in torch.tensor_split(order, self._steps(x)):
+            rate = self.recipe.learning_rate * (1.0 if constant_rate else self.share(self._steps(x)))
+            terms = self.one_step(x[rows], noise, rate)
+            sums = {name: sums[name] + len(rows) * value for name, value in terms.items()}
         self.epoch += 1
         return {name: float(value) / len(x) for name, value in sums.items()}
 
@@ -119,12 +137,12 @@ class Descent:
         p = self.codec(x, recipe.corruption(x, noise), noise)
         terms = recipe.objective(p._replace(unit=recipe.constraint.unit(p.h)), self.step)
         self.optimizer.zero_grad()
-        torch.stack(list(terms.values())).sum().backward()
+        torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
         if dictionary is not None:
             with torch.no_grad():
                 recipe.constraint.tangent(dictionary, self.codec.dictionary_gradient())
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["share"]
         self.optimizer.step()
         if dictionary is not None:
             with torch.no_grad():
@@ -133,29 +151,39 @@ class Descent:
         self.step += 1
         return {name: value.detach() for name, value in terms.items()}
 
-    def rate(self, total: int) -> float:
-        """One cycle: up over the first tenth, down along a cosine to zero."""
-        share = (self.step + 1) / total
-        if share < 0.1:
-            return self.recipe.learning_rate * share / 0.1
-        return self.recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, (share - 0.1) / 0.9)))
+    def share(self, steps: int) -> float:
+        """What part of the largest learning rate to use now: up a tenth of the way, then down to zero.
+
+        Once the held-out rows have stopped improving, it falls from where it is to zero in `TAIL` epochs.
+        """
+        total = self.recipe.max_iter * steps
+        at = min(self.step, self.anneal_from)
+        share = min((at + 1) / max(1.0, 0.1 * total), (total - at) / (0.9 * total))
+        if self.step > self.anneal_from:
+            share *= (self.end - self.step) / (self.end - self.anneal_from)
+        return share
 
     @torch.no_grad()
-    def evaluate(self, x: Tensor) -> tuple[dict[str, float], float]:
-        """The objective on given rows, same corruption each time, schedules at their end; and R² of clean rows."""
+    def evaluate(self, x: Tensor) -> Judgement:
+        """Rows that are not trained on: same corruption each time, schedules at their end."""
         recipe = self.recipe
-        noise = generator(self.seed, HELD_OUT)
+        noise = generator(self.seed, HELD_OUT, device=x.device)
         p = self.codec(x, recipe.corruption(x, noise), noise)
-        terms = recipe.objective(p._replace(unit=recipe.constraint.unit(p.h)))
-        clean = self.codec(x)
-        mean = recipe.objective.loss.mean(clean.x_hat)
+        p = p._replace(unit=recipe.constraint.unit(p.h))
+        terms = {name: float(value) for name, value in recipe.objective(p).items()}
+        mean = recipe.objective.loss.mean(self.codec(x).x_hat)
         score = explained_variance(x.double().cpu().numpy(), mean.double().cpu().numpy())
-        return {name: float(value) for name, value in terms.items()}, score
+        return Judgement(terms, recipe.objective.by_row(p).double().cpu(), score)
 
     def restore_best(self) -> None:
-        """Put the best parameters back."""
+        """Put the best parameters back: those of the best epoch if it is better than the start beyond doubt."""
+        gain = self.first_rows - self.best_rows
+        doubt = SURE * float(gain.std()) / math.sqrt(len(gain)) if len(gain) > 1 else 0.0
+        accepted = not len(gain) or float(gain.mean()) > doubt
+        if not accepted:
+            self.best_loss = float(self.first_rows.mean())
         with torch.no_grad():
-            for name, value in self.best.items():
+            for name, value in (self.best if accepted else self.first).items():
                 self.parameters[name].copy_(value)
 
     def state(self) -> dict[str, Tensor]:
@@ -168,35 +196,62 @@ class Descent:
             for name, value in self.parameters.items()
             for moment in ("exp_avg", "exp_avg_sq", "step")
         }
-        numbers = torch.tensor([self.epoch, self.step, self.stale, self.best_loss], dtype=torch.float64)
-        weights = {f"codec/{name}": value for name, value in self._copy().items()}
-        return {
-            **weights,
-            **{f"best/{name}": value for name, value in self.best.items()},
-            **moments,
-            "numbers": numbers,
+        numbers = [self.epoch, self.step, self.stale, self.anneal_from, self.end, self.best_loss]
+        weights = {
+            f"{kind}/{name}": value
+            for kind, values in (("codec", self._copy()), ("best", self.best), ("first", self.first))
+            for name, value in values.items()
         }
+        rows = {"first_rows": self.first_rows, "best_rows": self.best_rows}
+        return {**weights, **moments, **rows, "numbers": torch.tensor(numbers, dtype=torch.float64)}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take up a state that `state` gave."""
         with torch.no_grad():
             for name, value in self.parameters.items():
                 value.copy_(state[f"codec/{name}"])
-                self.best[name].copy_(state[f"best/{name}"])
                 self.optimizer.state[value] = {
                     moment: state[f"{moment}/{name}"].to(value.device) for moment in ("exp_avg", "exp_avg_sq", "step")
                 }
-        epoch, step, stale, self.best_loss = state["numbers"].tolist()
+        self.best, self.first = (
+            {name: state[f"{kind}/{name}"].to(value.device) for name, value in self.parameters.items()}
+            for kind in ("best", "first")
+        )
+        self.first_rows, self.best_rows = state["first_rows"], state["best_rows"]
+        epoch, step, stale, self.anneal_from, self.end, self.best_loss = state["numbers"].tolist()
         self.epoch, self.step, self.stale = int(epoch), int(step), int(stale)
 
-    def _judge(self, terms: dict[str, float], held_out: dict[str, float], score: float | None) -> Epoch:
+    def _judge(self, terms: dict[str, float], judged: Judgement | None) -> Epoch:
+        held_out, score = ({}, None) if judged is None else (judged.terms, judged.score)
         loss = sum((held_out or terms).values())
         improved = loss < self.best_loss
         self.stale = 0 if loss < self.best_loss - self.recipe.tol * abs(self.best_loss) else self.stale + 1
-        if improved or not held_out:
+        if not math.isfinite(loss):
+            warnings.warn(
+                f"training diverged in epoch {self.epoch} (the objective is {loss}): it stopped there and kept what"
+                " was best before; lower learning_rate_init",
+                stacklevel=2,
+            )
+            self.end = self.step
+        elif improved or judged is None:
             self.best_loss, self.best = min(loss, self.best_loss), self._copy()
-        finished = self.stale >= self.recipe.n_iter_no_change or self.epoch >= self.recipe.max_iter
-        return Epoch(self.epoch, terms, held_out, score, loss, improved, finished)
+            self.best_rows = self.best_rows if judged is None else judged.rows
+        return Epoch(self.epoch, terms, held_out, score, loss, improved, False)
+
+    def _steps(self, x: Tensor) -> int:
+        """Steps an epoch."""
+        return math.ceil(len(x) / self.recipe.batch_size)
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """Nonlinear paths beside linear ones decay; those linear ones learn at 0.3 of the rate."""
+        nets = [net for net in (self.codec.encoder, self.codec.decoder) if net.linear is not None]
+        beside = {id(p) for net in nets for p in net.layers.parameters()}
+        linear = {id(p) for net in nets if net.linear is not None for p in net.linear.parameters()}
+        groups: dict[tuple[float, float], list[Any]] = {}
+        for parameter in self.parameters.values():
+            decay = self.recipe.decay if id(parameter) in beside else 0.0
+            groups.setdefault((0.3 if id(parameter) in linear else 1.0, decay), []).append(parameter)
+        return [{"params": some, "share": share, "weight_decay": decay} for (share, decay), some in groups.items()]
 
     def _copy(self) -> dict[str, Tensor]:
         return {name: value.detach().clone() for name, value in self.parameters.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from copy import copy
 from dataclasses import asdict, replace
 from typing import Any, Self
 
@@ -14,6 +15,7 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from retell import auto, model_file
+from retell.completion import filler
 from retell.density import Density
 from retell.descend import Epoch
 from retell.grammar import read_parts
@@ -23,7 +25,7 @@ from retell.model_file import Fitted, Model
 from retell.parts import Part
 from retell.plan import Parts, make_plan
 from retell.rows.arrays import check_finite, check_kinds, check_support
-from retell.seeds import seed_of
+from retell.seeds import HIDE, generator, seed_of
 from retell.settings import Settings, as_settings
 from retell.training import Training, seed_in
 
@@ -50,7 +52,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         sparse, else as `retell.auto.hidden_layer_sizes` says.
     decoder_hidden_layer_sizes : tuple of int or "mirror", default="mirror"
         Widths between code and output.
-    activation : {"relu", "gelu", "silu", "tanh", "sigmoid", "identity"}, default="relu"
+    activation : {"relu", "gelu", "silu", "tanh", "sigmoid", "identity"}, default="gelu"
         Activation of the hidden layers.
     code_activation : str or Part, default="Identity()"
         σ, as in ``"TopK(8)"``.
@@ -75,14 +77,21 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         Rows a step.
     learning_rate_init : float or "auto", default="auto"
         The largest learning rate of the schedule.
+    weight_decay : float or "auto", default="auto"
+        Decoupled decay (AdamW) of the nonlinear paths beside linear ones, per unit of learning rate: it pulls
+        the fit back to the linear model, so that corrections must earn their place. "auto" is 0.4. Nets
+        without a linear path are not decayed: that is what L2 is for.
     max_iter : int or "auto", default="auto"
         Most epochs.
     max_time : float or None, default=None
         Most seconds. The only setting that reads a clock; the model records it.
     early_stopping : bool, default=True
-        Hold out `validation_fraction` of the rows, stop when the objective on them has not improved, by
-        `tol` relative, for `n_iter_no_change` epochs, and keep the best epoch.
+        Hold out `validation_fraction` of the rows; when the objective on them has not improved, by `tol`
+        relative, for `n_iter_no_change` epochs, anneal the learning rate and stop; keep the best epoch if the
+        improvement over the start, row by row, is more than three standard errors, else keep the start,
+        which is PCA of all rows. A fit is thus not made worse than its start by chance.
     validation_fraction : float, default=0.1
+        At least 40 rows are held out, or a quarter of the rows if there are fewer than 160.
     n_iter_no_change : int, default=10
     tol : float, default=1e-4
     device : str, default="auto"
@@ -148,7 +157,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         *,
         hidden_layer_sizes: Any = "auto",
         decoder_hidden_layer_sizes: Any = "mirror",
-        activation: str = "relu",
+        activation: str = "gelu",
         code_activation: Any = "Identity()",
         linear_path: bool = True,
         tied: bool = False,
@@ -159,6 +168,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         solver: str = "auto",
         batch_size: Any = "auto",
         learning_rate_init: Any = "auto",
+        weight_decay: Any = "auto",
         max_iter: Any = "auto",
         max_time: float | None = None,
         early_stopping: bool = True,
@@ -185,6 +195,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         self.solver = solver
         self.batch_size = batch_size
         self.learning_rate_init = learning_rate_init
+        self.weight_decay = weight_decay
         self.max_iter = max_iter
         self.max_time = max_time
         self.early_stopping = early_stopping
@@ -232,15 +243,11 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         [1, 2, 3]
         """
         settings, parts = self._settings()
-        rows = self._rows(X, reset=True, parts=parts)
-        seed = seed_in(checkpoint)
-        plan = make_plan(settings, parts, rows, seed_of(self.random_state) if seed is None else seed)
-        auto.warn_identity(plan.codec, plan.parts.objective, plan.parts.corruption)
-        if self.verbose:
-            print(f"solver {plan.solver}: {plan.reason}")
-        training = Training(plan, checkpoint)
+        rows, names = self._named_rows(X, reset=True, parts=parts)
+        training = self._begin(settings, parts, rows, checkpoint)
         yield from training.epochs()
-        self._take(training)
+        self._take(training, names)
+        self.__dict__.pop("_training", None)  # partial_fit goes on from here
 
     def partial_fit(self, X: Any, y: Any = None) -> Self:
         """One epoch on these rows, going on from the state so far.
@@ -255,17 +262,27 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         """
         first = not hasattr(self, "_training")
         settings, parts = self._settings()
-        rows = self._rows(X, reset=not hasattr(self, "codec_"), parts=parts)
+        rows, names = self._named_rows(X, reset=not hasattr(self, "codec_"), parts=parts)
         if first:
-            settings = replace(settings, early_stopping=False, solver="descend")
-            plan = make_plan(settings, parts, rows, seed_of(self.random_state))
+            settled = replace(settings, early_stopping=False, solver="descend")
+            if hasattr(self, "codec_"):  # what is "auto" was settled by the rows of the fit
+                was = self._model.fitted
+                settled = replace(
+                    settled,
+                    n_components=was.n_components,
+                    hidden_layer_sizes=was.encoder,
+                    decoder_hidden_layer_sizes=was.decoder,
+                    precision=was.dtype,  # type: ignore[arg-type]  # "float32" or "float64"
+                )
+            plan = make_plan(settled, parts, rows, seed_of(self.random_state))
+            plan.settings = settings
             if hasattr(self, "codec_"):
-                plan.codec, plan.scaling = self.codec_, self.scaling_
+                plan.codec, plan.scaling, plan.factors = self.codec_, self.scaling_, self._factors
             self._training = Training(plan)
         plan = self._training.plan
         plan.x = plan.scaling.to(rows)
         self._training.more(plan.x)
-        self._take(self._training)
+        self._take(self._training, names)
         return self
 
     def transform(self, X: Any) -> Any:
@@ -289,19 +306,28 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         ----------
         X : array or frame of shape (N, D)
         keep_seen : bool, default=False
-            Complete the rows: keep every seen cell and fill only the holes.
+            Complete the rows: keep every seen cell and fill only the holes, with the network's answer or with
+            a factor model's E[x | seen cells], whichever did better on cells hidden from held-out rows (a
+            network trained with Mask may; one that never missed a cell does not).
         """
         check_is_fitted(self)
         rows = self._rows(X)
         x = self.scaling_.to(rows)
-        made = self.scaling_.back(self._decode(self._inference.encode(x)))
-        return (np.where(np.isnan(rows), made, rows) if keep_seen else made).astype(rows.dtype, copy=False)
+        if not keep_seen:
+            made = self._reconstruct(x)
+        elif self._model.fitted.filler == "network":
+            made = np.where(np.isnan(x), self._reconstruct(x), x)
+        else:
+            made = self._factors.complete(x - self.scaling_.centre) + self.scaling_.centre
+            made = np.where(np.isnan(x), np.clip(made, *self.objective_.loss.support), x)
+        whole = self.scaling_.back(made)
+        return (np.where(np.isnan(rows), whole, rows) if keep_seen else whole).astype(rows.dtype, copy=False)
 
     def score(self, X: Any, y: Any = None) -> float:
         """R² of the reconstruction of X, weighted by variance, scaled space, seen cells only."""
         check_is_fitted(self)
         x = self.scaling_.to(self._rows(X))
-        return explained_variance(x, self._decode(self._inference.encode(x)))
+        return explained_variance(x, self._reconstruct(x))
 
     def score_samples(self, X: Any) -> Array:
         """log p(x, h) per row (N,), in nats, with respect to the rows' own units; higher is more normal.
@@ -352,6 +378,17 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
 
+    def _begin(
+        self, settings: Settings, parts: Parts, rows: Array, checkpoint: str | os.PathLike[str] | None
+    ) -> Training:
+        """A fit before its first epoch."""
+        seed = seed_in(checkpoint)
+        plan = make_plan(settings, parts, rows, seed_of(self.random_state) if seed is None else seed)
+        auto.warn_identity(plan.codec, plan.parts.objective, plan.parts.corruption)
+        if self.verbose:
+            print(f"solver {plan.solver}: {plan.reason}")
+        return Training(plan, checkpoint)
+
     def _settings(self) -> tuple[Settings, Parts]:
         """The parameters, checked; parts as objects."""
         values = self.get_params(deep=False)
@@ -363,19 +400,34 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         plain["random_state"] = seed if seed is None or isinstance(seed, int) else None
         return as_settings({**plain, **letters, "constraint": constraint}), parts
 
-    def _rows(self, X: Any, *, reset: bool = False, parts: Parts | None = None) -> Array:
+    def _rows(self, X: Any) -> Array:
         """X as an array of floats, or a sentence that says what is wrong with it."""
+        return self._named_rows(X)[0]
+
+    def _named_rows(self, X: Any, *, reset: bool = False, parts: Parts | None = None) -> tuple[Array, Any]:
+        """X as an array of floats, and its columns' names or None."""
         check_kinds(X)
         least = 2 if reset else 1
+        reader = copy(self) if reset else self  # a fit that fails leaves the old model as it was
         rows: Array = validate_data(
-            self, X, reset=reset, dtype=(np.float64, np.float32), ensure_all_finite=False, ensure_min_samples=least
+            reader,
+            X,
+            reset=reset,
+            dtype=(np.float64, np.float32),
+            order="C",  # sums depend on the order in memory, to the bit
+            ensure_all_finite=False,
+            ensure_min_samples=least,
         )
-        names = getattr(self, "feature_names_in_", None)
+        names = getattr(reader, "feature_names_in_", None)
         check_finite(rows, names)
         if parts is not None:
             loss = parts.objective.loss
             check_support(rows, loss.support, loss, names)
-        return rows
+        return rows, names
+
+    def _reconstruct(self, x: Array) -> Array:
+        """Scaled rows to their reconstructions, scaled space."""
+        return self._decode(self._inference.encode(x))
 
     def _decode(self, h: Array) -> Array:
         """Codes to reconstructions, scaled space."""
@@ -383,14 +435,18 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         mean: Array = self.objective_.loss.mean(x_hat).double().numpy()
         return mean
 
-    def _take(self, training: Training) -> None:
+    def _take(self, training: Training, names: Any) -> None:
         """Settle the fitted attributes."""
         plan, epochs = training.plan, training.history
-        inference = Inference(plan.codec)
-        h = inference.encode(plan.x)
-        x_hat = plan.parts.objective.loss.mean(torch.from_numpy(inference.decode(h))).double().numpy()
+        self._inference, self.objective_ = Inference(plan.codec), plan.parts.objective
+        h = self._inference.encode(plan.x)
+        x_hat = self._decode(h)
         judged = plan.held_out if len(plan.held_out) else np.arange(len(plan.x))
-        names = getattr(self, "feature_names_in_", None)
+        centre = plan.scaling.centre
+        fill = filler(
+            plan.x[judged] - centre, plan.factors, lambda rows: self._reconstruct(rows + centre) - centre,
+            generator(plan.seed, HIDE),
+        )  # fmt: skip
         history = {name: [e.terms[name] for e in epochs] for name in plan.parts.objective.names}
         history |= {f"held-out {name}": [e.held_out[name] for e in epochs] for name in history if epochs[0].held_out}
         fitted = Fitted(
@@ -405,22 +461,26 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             seed=plan.seed,
             n_iter=len(epochs),
             stopped_by=training.stopped_by,
+            filler=fill,
+            n_factors=plan.factors.loadings.shape[1],
             best_loss=training.descent.best_loss,
+            score=explained_variance(plan.x[judged], x_hat[judged]),
             pca_score=plan.pca_score(judged),
             loss_curve=[sum(e.terms.values()) for e in epochs],
             validation_scores=[e.score for e in epochs if e.score is not None],
             history=history,
         )
         density = Density.fit(plan.x[judged] - x_hat[judged], h)
-        self._become(Model(plan.settings, fitted, plan.parts, plan.codec, plan.scaling, density))
+        self._become(Model(plan.settings, fitted, plan.parts, plan.codec, plan.scaling, density, plan.factors))
 
     def _become(self, model: Model) -> None:
         """Set the attributes that make this a fitted estimator."""
         self._model = model
         self._inference = Inference(model.codec)
         self.codec_, self.scaling_, self.density_ = model.codec, model.scaling, model.density
-        self.objective_ = model.parts.objective
+        self._factors, self.objective_ = model.factors, model.parts.objective
         self.n_features_in_ = model.fitted.n_features
+        self.__dict__.pop("feature_names_in_", None)
         if model.fitted.columns is not None:
             self.feature_names_in_ = np.array(model.fitted.columns, dtype=object)
         for name in ("n_components", "n_iter", "best_loss", "pca_score", "loss_curve", "validation_scores",

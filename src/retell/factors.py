@@ -8,11 +8,15 @@ the linear path starts when rows have holes, and E[x | seen cells] completes a r
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+
+from retell.inference import in_blocks, pad
 
 __all__ = ["Factors"]
 
@@ -73,8 +77,8 @@ class Factors:
         for i in range(0, len(holed), CHUNK):
             rows = x[holed[i : i + CHUNK]]
             seen = ~np.isnan(rows)
-            z = self._posterior(np.where(seen, rows, 0.0), seen)[1]
-            x[holed[i : i + CHUNK]] = np.where(seen, rows, z @ self.loadings.T)
+            z = self._posterior(np.where(seen, rows, 0.0), seen.astype(float), _times)[1]
+            x[holed[i : i + CHUNK]] = np.where(seen, rows, _times(z, self.loadings.T))
         return x
 
     @classmethod
@@ -89,13 +93,15 @@ class Factors:
         loadings = root[:, None] * axes * np.sqrt(np.maximum(values - 1, 1e-3))
         return cls(loadings[:, ::-1][:, :n_factors], noise)
 
-    def _posterior(self, x: Array, seen: Array) -> tuple[Array, Array]:
+    def _posterior(
+        self, x: Array, seen: Array, times: Callable[[Array, Array], Array] = np.matmul
+    ) -> tuple[Array, Array]:
         """Covariance (N, Q, Q) and mean (N, Q) of z given seen cells; x is 0 where unseen."""
         weighted = self.loadings / self.noise[:, None]
         q = weighted.shape[1]
         outer = (weighted[:, :, None] * self.loadings[:, None, :]).reshape(-1, q * q)
-        P = np.linalg.inv((seen @ outer).reshape(-1, q, q) + np.eye(q))
-        return P, np.einsum("nij,nj->ni", P, x @ weighted)
+        P = np.linalg.inv(times(seen, outer).reshape(-1, q, q) + np.eye(q))
+        return P, np.einsum("nij,nj->ni", P, times(x, weighted))
 
     def _improve(self, x: Array, seen: Array) -> Factors:
         """One step of EM over the seen cells."""
@@ -122,3 +128,9 @@ class Factors:
     @staticmethod
     def _floored(loadings: Array, variance: Array, explained: Array) -> Factors:
         return Factors(loadings, np.maximum(variance - explained, FLOOR * (variance.mean() or 1.0)))
+
+
+def _times(rows: Array, matrix: Array) -> Array:
+    """rows @ matrix, where a row's bits do not depend on the other rows."""
+    wide = pad(torch.from_numpy(matrix))
+    return in_blocks(lambda block: block @ wide, rows, matrix.shape[1], like=wide)

@@ -13,6 +13,7 @@ import difflib
 import inspect
 from collections.abc import Iterable, Mapping
 from functools import cache
+from itertools import combinations
 from types import MappingProxyType
 from typing import Any
 
@@ -95,7 +96,7 @@ def read(value: Any, letters: str, name: str, parts: Iterable[type[Part]] = ()) 
         If it is not such a part.
     """
     part = parse(value, parts) if isinstance(value, str) else value
-    letter = getattr(part, "letter", None)
+    letter = str(getattr(part, "letter", ""))
     if isinstance(part, type) and issubclass(part, Part):
         raise TypeError(f"{name} is the class {part.__name__}: write {part.__name__}(...), with parentheses")
     if not isinstance(part, Part):
@@ -103,8 +104,8 @@ def read(value: Any, letters: str, name: str, parts: Iterable[type[Part]] = ()) 
             f"{name} must be {LETTERS[letters[0]][0]}, as text or as an object, got {value!r}"
             " (other callables can't be saved: write a class of your own below retell.Part)"
         )
-    if letter not in letters:
-        kind, home = LETTERS.get(str(letter), ("a part without a letter", "nothing"))
+    if not letter or letter not in letters:  # "" is in every text
+        kind, home = LETTERS.get(letter, ("a part without a letter", "nothing"))
         raise ValueError(f"{name} must be {LETTERS[letters[0]][0]}, but {part!r} is {kind} (it goes into {home})")
     return as_objective(part) if isinstance(part, Term | Objective) else part
 
@@ -150,6 +151,8 @@ def _combine(op: ast.operator, left: Any, right: Any, text: str) -> Any:
         return left + right if sign == "+" else left * right
     except TypeError as error:
         raise ValueError(f"{text!r}: {left!r} {sign} {right!r} makes no sense: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"{text!r}: {error}") from None
 
 
 def _call(
@@ -159,6 +162,9 @@ def _call(
         raise ValueError(_unknown(name, known, text))
     if any(keyword.arg is None for keyword in keywords):
         raise ValueError(f"{text!r}: ** is not in the grammar")
+    twice = [one for one, other in combinations([keyword.arg for keyword in keywords], 2) if one == other]
+    if twice:
+        raise ValueError(f"{text!r}: {name} is given {twice[0]} twice")
     values = [_value(arg, known, text) for arg in args]
     named = {str(k.arg): _value(k.value, known, text) for k in keywords}
     try:
@@ -176,6 +182,7 @@ def _arguments(part: type[Part]) -> str:
 
 
 def _unknown(name: str, known: Mapping[str, type[Part]], text: str) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(sorted(known))}"
+    small = {other.lower(): other for other in known}
+    close = difflib.get_close_matches(name.lower(), small, n=1, cutoff=0.6)
+    hint = f"did you mean {small[close[0]]}?" if close else f"known are {', '.join(sorted(known))}"
     return f"{text!r}: there is no part called {name!r}; {hint}"

@@ -67,7 +67,8 @@ def in_blocks(net: Callable[[Tensor], Tensor], rows: Array, width: int, like: Te
 
 
 def pad(matrix: Tensor) -> Tensor:
-    """The matrix with rows and columns of zeros up to multiples of 16."""
+    """The matrix with rows and columns of zeros up to multiples of 16, detached."""
+    matrix = matrix.detach()
     height, width = matrix.shape
     return torch.nn.functional.pad(matrix, (0, _round_up(width) - width, 0, _round_up(height) - height))
 
@@ -75,7 +76,11 @@ def pad(matrix: Tensor) -> Tensor:
 def _padded(net: Net) -> Net:
     layers = [_widened(layer) for layer in net.affines()]
     straight = None if net.linear is None else layers.pop()
-    return Net(layers, net.activation, straight)
+    wide = Net(layers, net.activation, straight)
+    if straight is not None:
+        wide.low, wide.high = pad(net.low[None])[0], pad(net.high[None])[0]
+        wide.into, wide.out = net.into, net.out
+    return wide
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from os import PathLike
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor
 from retell import auto
 from retell.codec import Codec
 from retell.density import Density
+from retell.factors import Factors
 from retell.grammar import read_parts
 from retell.parts import Part
 from retell.plan import Parts, build_codec
@@ -26,7 +28,8 @@ from retell.store import ModelFileError, read_model, read_tensors, write_model
 
 __all__ = ["Fitted", "Model", "read", "write"]
 
-RECORDS: dict[str, type[Scaling] | type[Density]] = {"scaling": Scaling, "density": Density}
+RECORDS: dict[str, Any] = {"scaling": Scaling, "density": Density, "factors": Factors}
+DTYPES = {"float32": "F32", "float64": "F64"}  # as safetensors calls them
 
 
 class Fitted(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -45,8 +48,14 @@ class Fitted(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     n_iter: int
     stopped_by: str = ""
     """"max_time" where a clock ended the fit."""
+    filler: str
+    """"network" or "factors": what completes rows."""
+    n_factors: int
     best_loss: float
+    score: float
+    """R² of the best epoch on held-out rows, or on all rows where none were held out."""
     pca_score: float
+    """The same of PCA."""
     loss_curve: list[float]
     validation_scores: list[float]
     history: dict[str, list[float]]
@@ -61,6 +70,7 @@ class Model(msgspec.Struct):
     codec: Codec
     scaling: Scaling
     density: Density
+    factors: Factors
 
 
 def write(path: str | PathLike[str], model: Model) -> None:
@@ -96,25 +106,32 @@ def read(path: str | PathLike[str], parts: Iterable[type[Part]] = ()) -> Model:
         chosen = read_parts({**asdict(settings), "constraint": fitted.constraint}, parts)
         with torch.device("meta"):
             codec = _empty_codec(settings, fitted, chosen)
-    except (ValueError, TypeError, RuntimeError, OverflowError, msgspec.ValidationError) as error:
+        if fitted.dtype not in DTYPES:
+            raise ValueError(f"dtype {fitted.dtype!r} is none of {', '.join(DTYPES)}")
+        if fitted.columns is not None and len(fitted.columns) != fitted.n_features:
+            raise ValueError(f"{len(fitted.columns)} column names for {fitted.n_features} columns")
+    except (ValueError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
         raise ModelFileError(f"{path} can't be read: {error}") from None
     if config:
         raise ModelFileError(f"{path} has a table that this version does not know: {sorted(config)[0]}")
     D, K = fitted.n_features, fitted.n_components
-    shapes = {f"codec.{name}": tuple(value.shape) for name, value in codec.state_dict().items()}
-    shapes |= {f"scaling.{name}": (D,) for name in Scaling.__dataclass_fields__}
+    shapes: dict[str, tuple[int, ...]] = {f"scaling.{name}": (D,) for name in Scaling.__dataclass_fields__}
     shapes |= {"density.noise": (D,), "density.code_mean": (K,), "density.whiten": (K, K)}
-    tensors = read_tensors(path, shapes)
-    scaling, density = (
-        record(**{field: tensors.pop(f"{name}.{field}").numpy() for field in record.__dataclass_fields__})
+    shapes |= {"factors.loadings": (D, fitted.n_factors), "factors.noise": (D,)}
+    kinds = {name: (shape, "F64") for name, shape in shapes.items()}
+    weights = codec.state_dict().items()
+    kinds |= {f"codec.{name}": (tuple(value.shape), DTYPES[fitted.dtype]) for name, value in weights}
+    tensors = read_tensors(path, kinds)
+    records = {
+        name: record(**{field: tensors.pop(f"{name}.{field}").numpy() for field in record.__dataclass_fields__})
         for name, record in RECORDS.items()
-    )
-    assert isinstance(scaling, Scaling) and isinstance(density, Density)
-    return Model(settings, fitted, chosen, _fill(codec, scaling, tensors, settings), scaling, density)
+    }
+    codec = _fill(codec, records["scaling"], tensors, settings)
+    return Model(settings=settings, fitted=fitted, parts=chosen, codec=codec, **records)
 
 
 def _empty_codec(settings: Settings, fitted: Fitted, parts: Parts) -> Codec:
-    dtype = {"float32": torch.float32, "float64": torch.float64}[fitted.dtype]
+    dtype = torch.float64 if fitted.dtype == "float64" else torch.float32
     widths = (fitted.encoder, fitted.decoder)
     return build_codec(settings, parts, fitted.n_features, fitted.n_components, widths, dtype)
 
@@ -123,4 +140,6 @@ def _fill(codec: Codec, scaling: Scaling, tensors: Mapping[str, Tensor], setting
     weights = {name.removeprefix("codec."): value for name, value in tensors.items()}
     codec.load_state_dict(weights, assign=True)
     codec.centre = torch.from_numpy(scaling.centre).to(next(iter(weights.values())).dtype)
-    return codec.to(auto.device(settings.device))
+    device = auto.device(settings.device)
+    # a model that was fitted on a GPU works where there is none
+    return codec.to("cpu" if device.type == "cuda" and not torch.cuda.is_available() else device)

@@ -7,6 +7,7 @@ Weights are created empty; `start.py` fills them from a private generator.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import cast
@@ -44,7 +45,7 @@ class Affine(nn.Module):
     def __init__(self, n_in: int, n_out: int, *, bias: bool = True, tied_to: Affine | None = None) -> None:
         super().__init__()
         self.own = None if tied_to is not None else nn.Parameter(torch.empty(n_out, n_in))
-        self.bias = nn.Parameter(torch.empty(n_out)) if bias else None
+        self.bias: nn.Parameter | None = nn.Parameter(torch.empty(n_out)) if bias else None
         object.__setattr__(self, "tied_to", tied_to)  # a reference, not a submodule: stored and counted once
 
     @property
@@ -66,7 +67,11 @@ class Affine(nn.Module):
 
 
 class Net(nn.Module):
-    """y = linear(x) + layers(x), one of f and g.
+    """y = W x + out · layers(clip(into · x)), one of f and g.
+
+    The clip keeps the nonlinear path inside the range that the training rows spanned: beyond it the net
+    goes on as its linear path does. `start.py` sets `into`, `out` and the range; a net fresh from `mlp`
+    has 1, 1 and no bounds.
 
     Parameters
     ----------
@@ -75,22 +80,44 @@ class Net(nn.Module):
     activation : str
         A key of `ACTIVATIONS`.
     linear : Affine or None
-        The linear path; None for the plain net.
+        The linear path W; None for the plain net, which has no clip either.
     """
+
+    low: Tensor
+    high: Tensor
+    into: Tensor
+    out: Tensor
 
     def __init__(self, layers: Sequence[Affine], activation: str, linear: Affine | None) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.activation = activation
         self.linear = linear
+        if linear is not None:
+            width = linear.weight.shape[1]
+            self.register_buffer("low", torch.full((width,), -math.inf))
+            self.register_buffer("high", torch.full((width,), math.inf))
+            self.register_buffer("into", torch.ones(()))
+            self.register_buffer("out", torch.ones(()))
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.linear is None:
+            return self._layers(x)
+        inside = torch.clamp(self.into * x, self.low, self.high)
+        return cast(Tensor, self.linear(x) + self.out * self._layers(inside))
+
+    def _layers(self, y: Tensor) -> Tensor:
         squash = ACTIVATIONS[self.activation]
         first, *rest = self.layers
-        y = first(x)
+        y = first(y)
         for layer in rest:
             y = layer(squash(y))
-        return cast(Tensor, y if self.linear is None else y + self.linear(x))
+        return y
+
+    @property
+    def last(self) -> Affine:
+        """The mlp's last map, whose bias is the net's."""
+        return cast(Affine, self.layers[-1])
 
     def affines(self) -> list[Affine]:
         """Every affine map, the linear path last."""

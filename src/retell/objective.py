@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections import Counter
-from numbers import Real
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from retell.parts import Part, Pass
@@ -39,10 +41,10 @@ class Term(Part):
     def check(self, codec: Codec) -> None:
         """Raise ValueError, with a sentence, if this codec lacks what the term needs."""
 
-    def __add__(self, other: Any) -> Objective:
+    def __add__(self, other: Any) -> Any:
         return as_objective(self) + other
 
-    def __radd__(self, other: Any) -> Objective:
+    def __radd__(self, other: Any) -> Any:
         return other + as_objective(self)
 
     def __mul__(self, coefficient: Any) -> Objective:
@@ -76,7 +78,7 @@ class Objective(Part):
                     f"the coefficient of {term!r} must be a number or a schedule such as "
                     f"Warmup(0.001, 1000), got {coefficient!r}"
                 )
-            if number and not math.isfinite(coefficient):
+            if number and not -sys.float_info.max <= coefficient <= sys.float_info.max:
                 raise ValueError(f"the coefficient of {term!r} must be finite, got {coefficient!r}")
 
     def __repr__(self) -> str:
@@ -94,15 +96,32 @@ class Objective(Part):
     __radd__ = __add__
 
     def __mul__(self, factor: float) -> Objective:
+        if not isinstance(factor, Real) or isinstance(factor, bool):
+            raise TypeError(
+                f"a sum takes a number; a schedule goes to its terms one by one, got {factor!r} for {self!r}"
+            )
         if any(not isinstance(c, Real) for c, _ in self.summands):
             raise TypeError(f"a schedule is not scaled: multiply the terms of {self!r} one by one")
-        return Objective(tuple((factor * c, term) for c, term in self.summands))
+        try:
+            return Objective(tuple((factor * c, term) for c, term in self.summands))
+        except OverflowError:
+            raise ValueError(f"the coefficients of {self!r} must be finite, got the factor {factor!r}") from None
 
     __rmul__ = __mul__
 
     def __call__(self, p: Pass, step: float = math.inf) -> dict[str, Tensor]:
         """Every summand, coefficient included, under its own name; `step` inf is the end of all schedules."""
         return {name: at(c, step) * mean(term(p), p) for name, (c, term) in zip(self.names, self.summands, strict=True)}
+
+    def by_row(self, p: Pass, step: float = math.inf) -> Tensor:
+        """The objective on each row (N,); its mean is the objective."""
+        total = torch.zeros(len(p.x), dtype=p.x.dtype, device=p.x.device)
+        for c, term in self.summands:
+            value = term(p)
+            if value.ndim == 2:
+                value = (value * p.seen).sum(1) * (len(value) / p.seen.sum().clamp(min=1))
+            total += at(c, step) * value
+        return total
 
     @property
     def names(self) -> list[str]:
@@ -160,4 +179,6 @@ def mean(value: Tensor, p: Pass) -> Tensor:
 
 
 def _number(coefficient: Any) -> str:
-    return repr(float(coefficient)) if isinstance(coefficient, float) else repr(coefficient)
+    if isinstance(coefficient, Real):  # NumPy's numbers too
+        coefficient = int(coefficient) if isinstance(coefficient, Integral) else float(coefficient)
+    return repr(coefficient)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, dataclass_transform
@@ -110,5 +111,6 @@ class Part:
     def require(self, name: str, holds: Callable[[Any], bool], expected: str) -> None:
         """Raise ValueError unless the argument `name` is a number for which `holds`."""
         value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not holds(value):
+        number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+        if not (number and abs(value) <= sys.float_info.max and holds(value)):
             raise ValueError(f"{type(self).__name__}: {name} must be {expected}, got {value!r}")

@@ -29,6 +29,9 @@ Array = npt.NDArray[Any]
 Widths = tuple[tuple[int, ...], tuple[int, ...]]
 
 
+DECAY = 0.4  # what weight_decay="auto" means
+
+
 @dataclass(frozen=True)
 class Parts:
     """The letters of the equation, as objects; `constraint` may still be "auto"."""
@@ -97,7 +100,7 @@ def make_plan(settings: Settings, parts: Parts, rows: Array, seed: int) -> Plan:
     spectrum, factors = _second_moments(x - scaling.centre, settings, holes)
     K = auto.n_components(settings.n_components, spectrum.values)
     widths = _widths(settings, parts, len(x), x.shape[1], K)
-    deep, linear = len(widths[1]) > 0, not any(widths)
+    deep = len(widths[1]) > 0
     constraint = parts.constraint
     if constraint == "auto":
         constraint = auto.constraint(parts.objective, parts.code_activation, deep=deep, tied=settings.tied)
@@ -107,21 +110,31 @@ def make_plan(settings: Settings, parts: Parts, rows: Array, seed: int) -> Plan:
     if settings.solver == "exact" and why:
         raise ValueError(f"solver='exact' has no closed form here: {why}; use solver='auto' or 'descend'")
     solver = solver if settings.solver == "auto" else settings.solver
-    device, dtype = auto.device(settings.device), auto.dtype(settings.precision, solver)
+    dtype = auto.dtype(settings.precision, solver)
     codec = build_codec(settings, parts, x.shape[1], K, widths, dtype)
     codec.centre = torch.from_numpy(scaling.centre).to(dtype)
-    codec = codec.to(device)
-    train, held_out = _split(settings, len(x), seed)
-    plan = Plan(
-        settings, parts, seed, scaling, x, spectrum, factors, train, held_out, widths, codec, solver,
-        why or "there is a closed form", _recipe(settings, parts, len(train), codec),
-    )  # fmt: skip
     if settings.start == "random":
         fill_random(codec, loss, generator(seed, START))
     else:
         axes = torch.from_numpy(spectrum.axes[:, :K].copy())
         fill_start(codec, torch.from_numpy(x), axes, loss, generator(seed, START))
-    return plan
+    train, held_out = _split(settings, len(x), seed)
+    return Plan(
+        settings=settings,
+        parts=parts,
+        seed=seed,
+        scaling=scaling,
+        x=x,
+        spectrum=spectrum,
+        factors=factors,
+        train=train,
+        held_out=held_out,
+        widths=widths,
+        codec=codec.to(auto.device(settings.device)),
+        solver=solver,
+        reason=why or "there is a closed form",
+        recipe=_recipe(settings, parts, len(train), codec),
+    )
 
 
 def build_codec(settings: Settings, parts: Parts, D: int, K: int, widths: Widths, dtype: torch.dtype) -> Codec:
@@ -153,7 +166,7 @@ def _second_moments(x: Array, settings: Settings, holes: bool) -> tuple[Spectrum
 def _widths(settings: Settings, parts: Parts, n: int, D: int, K: int) -> Widths:
     inner = settings.hidden_layer_sizes
     if inner == "auto":
-        inner = () if K >= D or parts.code_activation.sparse else auto.hidden_layer_sizes(n, D, K)
+        inner = () if K >= D or parts.code_activation.sparse else auto.hidden_layer_sizes(n, D)
     assert isinstance(inner, tuple)
     outer = settings.decoder_hidden_layer_sizes
     outer = inner[::-1] if isinstance(outer, str) else outer
@@ -180,7 +193,7 @@ def _split(settings: Settings, n: int, seed: int) -> tuple[Array, Array]:
     """Row numbers to train on and to hold out, each in the rows' own order."""
     if not settings.early_stopping:
         return np.arange(n), np.arange(0)
-    out = min(max(1, round(n * settings.validation_fraction)), n - 1)
+    out = auto.held_out_rows(n, settings.validation_fraction)
     order = torch.randperm(n, generator=generator(seed, SPLIT)).numpy()
     return np.sort(order[out:]), np.sort(order[:out])
 
@@ -196,6 +209,7 @@ def _recipe(settings: Settings, parts: Parts, n: int, codec: Codec) -> Recipe:
         if isinstance(settings.learning_rate_init, str)
         else settings.learning_rate_init,
         max_iter=settings.max_iter if isinstance(settings.max_iter, int) else auto.max_iter(n, batch),
+        decay=DECAY if isinstance(settings.weight_decay, str) else settings.weight_decay,
         n_iter_no_change=settings.n_iter_no_change,
         tol=settings.tol,
     )

@@ -25,10 +25,10 @@ def seed_of(random_state: Any) -> int:
     return int(random_state)
 
 
-def generator(seed: int, *stream: int) -> torch.Generator:
-    """A generator of its own for (seed, stream), for example (seed, epoch, NOISE)."""
+def generator(seed: int, *stream: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator of its own for (seed, stream), for example (seed, NOISE, epoch)."""
     state = np.random.SeedSequence([seed, *stream]).generate_state(2, np.uint32)
-    return torch.Generator().manual_seed(int(state[0]) << 31 | int(state[1]) >> 1)
+    return torch.Generator(device).manual_seed(int(state[0]) << 31 | int(state[1]) >> 1)
 
 
 def row_order(seed: int, epoch: int, n_rows: int) -> torch.Tensor:
@@ -36,4 +36,4 @@ def row_order(seed: int, epoch: int, n_rows: int) -> torch.Tensor:
     return torch.randperm(n_rows, generator=generator(seed, ORDER, epoch))
 
 
-START, ORDER, NOISE, SPLIT, HELD_OUT = range(5)
+START, ORDER, NOISE, SPLIT, HELD_OUT, HIDE = range(6)

@@ -34,7 +34,7 @@ class Settings:
     """Widths between input and code, as in (512, 256); () is the linear model."""
     decoder_hidden_layer_sizes: Widths | Literal["mirror"] = "mirror"
     """Widths between code and output; mirror = the encoder's, backwards."""
-    activation: Literal["relu", "gelu", "silu", "tanh", "sigmoid", "identity"] = "relu"
+    activation: Literal["relu", "gelu", "silu", "tanh", "sigmoid", "identity"] = "gelu"
     """Activation of the hidden layers."""
     code_activation: str = "Identity()"
     """Activation of the code, as in 'TopK(8)'."""
@@ -58,6 +58,8 @@ class Settings:
     """Rows a step."""
     learning_rate_init: AboveZero | Auto = "auto"
     """Largest learning rate of the schedule."""
+    weight_decay: FromZero | Auto = "auto"
+    """Pull of nonlinear paths beside linear ones towards silence (AdamW); auto = 0.4."""
     max_iter: Positive | Auto = "auto"
     """Most epochs."""
     max_time: AboveZero | None = None
@@ -94,10 +96,17 @@ def as_settings(values: Mapping[str, Any]) -> Settings:
     checked = {}
     for name, value in values.items():
         try:
-            checked[name] = msgspec.convert(value, _TYPES[name])
+            checked[name] = msgspec.convert(_plain(value), _TYPES[name])
         except msgspec.ValidationError as error:
             raise ValueError(f"{name}={value!r} is not possible: {error}".replace("Expected", "expected")) from None
     return Settings(**checked)
+
+
+def _plain(value: Any) -> Any:
+    """The value with NumPy's numbers as Python's, in tuples and lists too; numpy itself stays unimported."""
+    if isinstance(value, tuple | list):
+        return type(value)(_plain(item) for item in value)
+    return value.item() if getattr(value, "shape", None) == () else value
 
 
 _TYPES = get_type_hints(Settings, include_extras=True)

@@ -53,6 +53,7 @@ def fill_start(codec: Codec, x: Tensor, axes: Tensor, loss: Any, generator: Gene
     _fill_biases(codec, sample, loss)
     if decoder is not None and not codec.tied and aware:
         _fit_decoder(codec, decoder, sample, loss)
+    _bound(codec, x.to(codec.centre))
 
 
 @torch.no_grad()
@@ -65,19 +66,42 @@ def fill_random(codec: Codec, loss: Any, generator: Generator) -> None:
 
 
 def _fill_hidden(net: Net, generator: Generator) -> None:
-    """He 2015 for the hidden layers, zero for the last: the nonlinear path starts silent."""
+    """Orthogonal hidden layers that keep a row's length; a zero last one, so that the path starts silent."""
     layers: list[Affine] = [layer for layer in net.affines() if layer is not net.linear]
     for layer in layers:
         if layer.own is not None:
-            layer.own.normal_(generator=generator).mul_(math.sqrt(2 / layer.own.shape[1]))
+            n_out, n_in = layer.own.shape
+            frame = torch.empty(max(n_out, n_in), min(n_out, n_in), dtype=torch.float64).normal_(generator=generator)
+            frame = torch.linalg.qr(frame)[0] * math.sqrt(max(1.0, n_out / n_in))
+            layer.own.copy_(frame if n_out >= n_in else frame.T)
     if net.linear is not None and layers[-1].own is not None:
         layers[-1].own.zero_()
+
+
+def _bound(codec: Codec, x: Tensor) -> None:
+    """Clip the nonlinear paths to the range of the training rows and of their first codes, in units of order 1."""
+    h = codec.encode(x)
+    if codec.encoder.linear is not None:
+        filled = codec.fill(x)
+        codec.encoder.low.copy_(filled.amin(0))
+        codec.encoder.high.copy_(filled.amax(0))
+        codec.encoder.out.copy_(_rms(h - h.mean(0)))
+    if codec.decoder.linear is not None:
+        codec.decoder.into.copy_(1 / _rms(h - h.mean(0)))
+        codec.decoder.low.copy_((codec.decoder.into * h).amin(0))
+        codec.decoder.high.copy_((codec.decoder.into * h).amax(0))
+
+
+def _rms(h: Tensor) -> Tensor:
+    size = h.square().mean().sqrt()
+    return torch.where(size > 0, size, 1.0)
 
 
 def _random_frame(width: int, n_units: int, generator: Generator) -> Tensor:
     """Unit vectors (D, K)."""
     frame = torch.empty(width, n_units, dtype=torch.float64).normal_(generator=generator)
-    return frame / torch.linalg.vector_norm(frame, dim=0)
+    unit: Tensor = frame / torch.linalg.vector_norm(frame, dim=0)
+    return unit
 
 
 def _scaled(frame: Tensor, x: Tensor, codec: Codec) -> Tensor:
@@ -97,9 +121,15 @@ def _fill_biases(codec: Codec, sample: Tensor, loss: Any) -> None:
     for layer in codec.affines():
         if layer.bias is not None:
             layer.bias.zero_()
-    codec.encoder.layers[-1].bias.copy_(-codec.encoder(codec.centre[None])[0])
+    _bias(codec.encoder).copy_(-codec.encoder(codec.centre[None])[0])
     h = codec.encode(sample)
-    codec.decoder.layers[-1].bias.copy_(loss.link(codec.centre) - codec.decode(h).mean(0))
+    _bias(codec.decoder).copy_(loss.link(codec.centre) - codec.decode(h).mean(0))
+
+
+def _bias(net: Net) -> Tensor:
+    bias = net.last.bias
+    assert bias is not None
+    return bias
 
 
 def _fit_decoder(codec: Codec, decoder: Affine, sample: Tensor, loss: Any) -> None:

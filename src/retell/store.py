@@ -11,8 +11,8 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
-import tempfile
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any
 
 import tomli_w
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import Tensor
 
 __all__ = [
@@ -35,8 +35,9 @@ __all__ = [
 ]
 
 FORMAT = 1
+FILES = ("weights.safetensors", "model.toml")
 SEAL = re.compile(rb"\n# sha256 of what stands above, and of the weights: ([0-9a-f]{64})\n\Z")
-Shapes = Mapping[str, tuple[int, ...]]
+Kind = tuple[tuple[int, ...], str]
 
 
 class ModelFileError(ValueError):
@@ -61,19 +62,22 @@ def write_model(path: str | os.PathLike[str], config: Mapping[str, Any], tensors
     Raises
     ------
     FileExistsError
-        If something that is not a model stands at `path`.
+        If something that is not a model, or holds more than one, stands at `path`.
     """
-    path = Path(os.path.abspath(path))
+    path = Path(os.path.realpath(path))
     if path.exists() and not (path / "model.toml").is_file():
         raise FileExistsError(f"{path} exists and is not a retell model: choose another name")
+    others = set(os.listdir(path)) - set(FILES) if path.exists() else set()
+    if others:  # the folder is replaced as a whole: what someone else put there would be lost
+        raise FileExistsError(f"{path} holds more than a retell model ({min(others)}): choose another name")
     weights = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
     text = tomli_w.dumps({"format": FORMAT, **config}).encode()
     seal = hashlib.sha256(text + weights).hexdigest()
     text += f"\n# sha256 of what stands above, and of the weights: {seal}\n".encode()
-    new = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    new.mkdir()
     try:
-        new.chmod(0o777 & ~_umask())
-        for name, content in (("weights.safetensors", weights), ("model.toml", text)):
+        for name, content in zip(FILES, (weights, text), strict=True):
             _write(new / name, content)
         _sync(new)
         if path.exists():
@@ -113,8 +117,14 @@ def read_model(path: str | os.PathLike[str]) -> dict[str, Any]:
     return config
 
 
-def read_tensors(path: str | os.PathLike[str], shapes: Shapes) -> dict[str, Tensor]:
-    """The tensors of a model folder, names and shapes checked before anything is allocated.
+def read_tensors(path: str | os.PathLike[str], wanted: Mapping[str, Kind]) -> dict[str, Tensor]:
+    """The tensors of a model folder, names, shapes and types checked before anything is allocated.
+
+    Parameters
+    ----------
+    path : path
+    wanted : mapping of str to (shape, dtype)
+        What model.toml says that there is; dtypes as safetensors calls them, "F32" or "F64".
 
     Raises
     ------
@@ -123,8 +133,8 @@ def read_tensors(path: str | os.PathLike[str], shapes: Shapes) -> dict[str, Tens
     file = Path(path) / "weights.safetensors"
     try:
         with safe_open(str(file), framework="pt") as weights:
-            found = {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
-            wanted = {name: tuple(shape) for name, shape in shapes.items()}
+            slices = {name: weights.get_slice(name) for name in weights.keys()}  # noqa: SIM118
+            found = {name: (tuple(some.get_shape()), some.get_dtype()) for name, some in slices.items()}
             if found != wanted:
                 wrong = sorted(name for name in found.keys() | wanted if found.get(name) != wanted.get(name))
                 raise ModelFileError(
@@ -141,14 +151,13 @@ def write_checkpoint(folder: str | os.PathLike[str], config: Mapping[str, Any], 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     content = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, {"fit": json.dumps(config)})
-    handle, name = tempfile.mkstemp(prefix=".checkpoint.", dir=folder)
-    os.close(handle)
+    new = folder / ".checkpoint.new"  # one name: kills in the middle of writing leave one file, not many
     try:
-        _write(Path(name), hashlib.sha256(content).digest() + content)
-        os.replace(name, folder / "checkpoint.retell")
+        _write(new, hashlib.sha256(content).digest() + content)
+        os.replace(new, folder / "checkpoint.retell")
         _sync(folder)
     finally:
-        Path(name).unlink(missing_ok=True)
+        new.unlink(missing_ok=True)
 
 
 def read_checkpoint(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
@@ -163,28 +172,29 @@ def read_checkpoint(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dic
     if not file.is_file():
         return None
     content = file.read_bytes()
-    if hashlib.sha256(content[32:]).digest() != content[:32]:
-        raise CheckpointError(f"{file} is damaged: remove it to start from the beginning")
-    from safetensors.torch import load
-
-    size = int.from_bytes(content[32:40], "little")
-    config: dict[str, Any] = json.loads(json.loads(content[40 : 40 + size])["__metadata__"]["fit"])
-    return config, load(content[32:])
+    try:
+        if hashlib.sha256(content[32:]).digest() != content[:32]:
+            raise ValueError("its bytes do not match its seal")
+        size = int.from_bytes(content[32:40], "little")
+        config: dict[str, Any] = json.loads(json.loads(content[40 : 40 + size])["__metadata__"]["fit"])
+        return config, load(content[32:])
+    except (ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise CheckpointError(f"{file} is damaged ({error}): remove it to start from the beginning") from None
 
 
 def remove_checkpoint(folder: str | os.PathLike[str]) -> None:
     """Remove the checkpoint of a fit that has ended, and its folder if nothing else is in it."""
     folder = Path(folder)
-    for file in [folder / "checkpoint.retell", *folder.glob(".checkpoint.*")]:
+    for file in (folder / "checkpoint.retell", folder / ".checkpoint.new"):
         file.unlink(missing_ok=True)
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
 
 
 def _read(path: Path, name: str) -> bytes:
-    if not path.exists():
+    if not os.path.lexists(path):
         raise ModelFileError(f"there is no model at {path}")
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise ModelFileError(f"{path} is not a model: a folder with model.toml was expected")
     try:
         return (path / name).read_bytes()
@@ -197,7 +207,6 @@ def _write(file: Path, content: bytes) -> None:
         stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
-    file.chmod(0o666 & ~_umask())
 
 
 def _sync(folder: Path) -> None:
@@ -216,11 +225,9 @@ def _exchange(new: Path, old: Path) -> None:
     if rename is None or rename(at_cwd, os.fsencode(new), at_cwd, os.fsencode(old), exchange) != 0:
         aside = new.with_name(new.name + ".old")
         old.rename(aside)
-        new.rename(old)
+        try:
+            new.rename(old)
+        except BaseException:
+            aside.rename(old)
+            raise
         shutil.rmtree(aside)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

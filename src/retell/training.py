@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import replace
 from typing import Any
 
@@ -48,7 +48,7 @@ class Training:
         self.history: list[Epoch] = []
         self.stopped_by = ""
 
-    def epochs(self) -> Iterator[Epoch]:
+    def epochs(self) -> Generator[Epoch, None, None]:
         """Run to the end; the codec then holds the best epoch."""
         if self.plan.solver == "exact":
             yield self._exact()
@@ -86,12 +86,13 @@ class Training:
         plan, codec = self.plan, self.plan.codec
         W, V = solve(plan.spectrum, codec.n_units, plan.problem)
         with torch.no_grad():
-            for layer, matrix in ((codec.encoder.straight, W), (codec.decoder.straight, V)):
-                layer.weight.copy_(torch.from_numpy(np.ascontiguousarray(matrix)))
-                layer.bias.zero_()
+            for net, matrix in ((codec.encoder, W), (codec.decoder, V)):
+                net.last.weight.copy_(torch.from_numpy(np.ascontiguousarray(matrix)))
+                net.last.bias.zero_()  # type: ignore[union-attr]  # the last map has one
         rows = plan.tensor(plan.x)
-        terms, score = self.descent.evaluate(rows)
-        held_out, score = self.descent.evaluate(rows[plan.held_out]) if len(plan.held_out) else ({}, None)
+        terms = self.descent.evaluate(rows).terms
+        judged = self.descent.evaluate(rows[plan.held_out]) if len(plan.held_out) else None
+        held_out, score = ({}, None) if judged is None else (judged.terms, judged.score)
         self.descent.best_loss = sum((held_out or terms).values())
         epoch = Epoch(1, terms, held_out, score, self.descent.best_loss, True, True)
         self.history.append(epoch)

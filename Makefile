@@ -1,0 +1,30 @@
+# The verbs of this project. `make demo` and `make test` need Python 3.11 or later and nothing else.
+
+PYTHON ?= python3
+BIN := .venv/bin
+# Two threads of arithmetic in each of two test processes would fight for two cores.
+TEST_ENV := OMP_NUM_THREADS=1
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test
+
+help: ## Show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+
+install: .venv/.installed ## Create .venv and install retell into it, with the versions of constraints.txt
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "retell needs Python 3.11 or later")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: install ## Fit an autoencoder to images of digits; a model and two pictures go to demo/
+	@$(BIN)/retell demo
+
+test: install ## Style, types, storeys, tests
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(TEST_ENV) $(BIN)/pytest -n 2

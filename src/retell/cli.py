@@ -1,0 +1,235 @@
+"""The commands. Nothing heavy is imported before a command runs, so that --help answers at once.
+
+Every command checks where it will write before it works, and what it was given before it spends time on it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import App, Parameter
+
+from retell import __version__
+from retell.exits import BAD_DATA, BAD_MODEL, USAGE, Failure, blame, check_output
+from retell.options import Options, given
+
+if TYPE_CHECKING:
+    from retell.estimator import Autoencoder
+
+__all__ = ["app"]
+
+ROWS = "Rows: .npy, .npz, .csv or .parquet. NaN or an empty cell is unseen."
+
+Data = Annotated[Path, Parameter(help=ROWS)]
+Folder = Annotated[Path, Parameter(help="A model folder.")]
+Output = Annotated[Path, Parameter(name=["--output", "-o"], help="File to write: .npy, .npz, .csv or .parquet.")]
+Force = Annotated[bool, Parameter(negative=(), show_default=False, help="Replace what is already there.")]
+Quiet = Annotated[
+    bool, Parameter(name=["--quiet", "-q"], negative=(), show_default=False, help="No messages but errors.")
+]
+
+app = App(
+    "retell",
+    help="Autoencoders: a good code, a reconstruction, a completed row, an anomaly score.",
+    help_epilogue="--debug, with any command, shows the traceback of an error.\n"
+    "Exit codes: 0; 1 failure; 2 usage; 3 bad data; 4 bad model; 130 interrupted.",
+    help_format="plaintext",
+    version=__version__,
+    suppress_keyboard_interrupt=False,
+)
+
+
+@app.command(sort_key=0)
+def fit(
+    data: Annotated[Path | None, Parameter(help=ROWS)] = None,
+    /,
+    *,
+    output: Annotated[Path | None, Parameter(name=["--output", "-o"], help="Model folder to write.")] = None,
+    checkpoint: Annotated[
+        Path | None, Parameter(help="Folder for the state of the fit while it runs; default: MODEL.checkpoint.")
+    ] = None,
+    resume: Annotated[
+        Path | None, Parameter(help="Go on with the fit in this checkpoint folder; it knows all the rest.")
+    ] = None,
+    force: Force = False,
+    quiet: Quiet = False,
+    parameters: Annotated[Options | None, Parameter(name="*")] = None,  # type: ignore[valid-type]
+) -> None:
+    """Fit an autoencoder to the rows of DATA and write a model folder.
+
+    Values are Python literals or text; quote what a shell would take apart:
+
+    retell fit x.csv -o model --n-components 8 --hidden-layer-sizes '(64, 32)'
+    """
+    from retell.job import Job
+
+    chosen = given(parameters or Options())
+    paths = {name: str(path.absolute()) for name, path in (("data", data), ("output", output)) if path is not None}
+    if resume is not None:
+        if checkpoint is not None:
+            raise Failure(USAGE, "--resume names the checkpoint folder: leave --checkpoint out")
+        job = Job.read(resume)
+        job = replace(job, **paths, force=job.force or force, parameters={**job.parameters, **chosen})
+        folder = resume
+    else:
+        if len(paths) < 2:
+            raise Failure(USAGE, "fit needs rows and a model folder to write: retell fit DATA -o MODEL")
+        job = Job(**paths, force=force, parameters=chosen)
+        folder = checkpoint or Path(f"{output}.checkpoint")
+    print(job.run(folder, resume=resume is not None, quiet=quiet))
+
+
+@app.command(sort_key=1)
+def encode(model: Folder, data: Data, /, *, output: Output, force: Force = False, quiet: Quiet = False) -> None:
+    """Write the codes of the rows of DATA."""
+
+    def codes(autoencoder: Autoencoder, rows: Any) -> Any:
+        return autoencoder.transform(rows)
+
+    _apply(model, data, output, codes, lambda it: list(it.get_feature_names_out()), force=force, quiet=quiet)
+
+
+@app.command(sort_key=2)
+def decode(model: Folder, codes: Data, /, *, output: Output, force: Force = False, quiet: Quiet = False) -> None:
+    """Write the rows that CODES stand for."""
+
+    def rows(autoencoder: Autoencoder, codes: Any) -> Any:
+        return autoencoder.inverse_transform(codes)
+
+    _apply(model, codes, output, rows, _column_names, force=force, quiet=quiet)
+
+
+@app.command(sort_key=3)
+def reconstruct(
+    model: Folder,
+    data: Data,
+    /,
+    *,
+    output: Output,
+    keep_seen: Annotated[
+        bool, Parameter(negative=(), show_default=False, help="Keep every seen cell, fill only the holes.")
+    ] = False,
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write what the model makes of the rows of DATA."""
+
+    def rows(autoencoder: Autoencoder, rows: Any) -> Any:
+        return autoencoder.reconstruct(rows, keep_seen=keep_seen)
+
+    _apply(model, data, output, rows, _column_names, force=force, quiet=quiet)
+
+
+@app.command(sort_key=4)
+def score(
+    model: Folder,
+    data: Data,
+    /,
+    *,
+    output: Annotated[
+        Path | None, Parameter(name=["--output", "-o"], help="File to write; without it, a line a row.")
+    ] = None,
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """Log density of each row of DATA, in nats: the lower, the stranger the row."""
+
+    def densities(autoencoder: Autoencoder, rows: Any) -> Any:
+        return autoencoder.score_samples(rows)
+
+    if output is not None:
+        _apply(model, data, output, densities, lambda _: ["log_density"], force=force, quiet=quiet)
+        return
+    for value in _computed(model, data, densities)[1]:
+        print(repr(float(value)))
+
+
+@app.command(sort_key=5)
+def info(
+    model: Folder,
+    /,
+    *,
+    as_json: Annotated[
+        bool, Parameter(name="--json", negative=(), show_default=False, help="Everything, for programs.")
+    ] = False,
+) -> None:
+    """Tell what MODEL is."""
+    from retell.report.summary import aligned, facts
+
+    it = _load(model)
+    if as_json:
+        import msgspec
+
+        known = {"parameters": asdict(it._model.settings), "fitted": msgspec.to_builtins(it._model.fitted)}
+        print(json.dumps(known, indent=1))
+        return
+    names = it._model.fitted.columns
+    columns = f"{it.n_features_in_:,}" + ("" if names is None else f": {_listed(names)}")
+    print(aligned({"columns": columns, **facts(it), "solver": it.solver_, "model": str(model)}))
+
+
+@app.command(sort_key=6)
+def demo(
+    *,
+    output: Annotated[Path, Parameter(name=["--output", "-o"], help="Folder to write.")] = Path("demo"),
+    quiet: Quiet = False,
+) -> None:
+    """Fit scikit-learn's digits, compare with PCA, write a model and two pictures."""
+    from retell.demo import run
+
+    print(run(output, quiet=quiet))
+
+
+def _apply(
+    model: Path,
+    data: Path,
+    output: Path,
+    work: Callable[[Autoencoder, Any], Any],
+    names: Callable[[Autoencoder], Sequence[str]],
+    *,
+    force: bool,
+    quiet: bool,
+) -> None:
+    """From a file of rows, through a model, to another file."""
+    from retell.rows.files import check_suffix, write_rows
+
+    with blame(USAGE):
+        check_suffix(output)
+    check_output(output, force=force)
+    if output.is_dir():
+        raise Failure(USAGE, f"{output} is a folder: choose another name")
+    it, made = _computed(model, data, work)
+    write_rows(output, made, names(it))
+    if not quiet:
+        print(f"{output}: {' x '.join(f'{n:,}' for n in made.shape)}", file=sys.stderr)
+
+
+def _computed(model: Path, data: Path, work: Callable[[Autoencoder, Any], Any]) -> tuple[Autoencoder, Any]:
+    """The model, and what it makes of a file."""
+    from retell.rows.files import read_rows
+
+    it = _load(model)
+    with blame(BAD_DATA):
+        return it, work(it, read_rows(data))
+
+
+def _load(model: Path) -> Autoencoder:
+    from retell.estimator import load
+
+    with blame(BAD_MODEL):
+        return load(model)
+
+
+def _column_names(it: Autoencoder) -> Sequence[str]:
+    names = it._model.fitted.columns
+    return [f"x{i}" for i in range(it.n_features_in_)] if names is None else names
+
+
+def _listed(names: Sequence[str], most: int = 8) -> str:
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} ..."

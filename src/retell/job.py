@@ -1,0 +1,138 @@
+"""The fit of the command line: from a file to a model folder, and on again after an interrupt."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from retell.exits import BAD_DATA, BAD_MODEL, USAGE, Failure, Terminated, blame, check_output
+from retell.rows.files import check_suffix, read_rows, replacing
+
+if TYPE_CHECKING:
+    from retell.estimator import Autoencoder
+
+__all__ = ["Job"]
+
+COMMAND = "command.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a fit was asked to do.
+
+    Parameters
+    ----------
+    data : str
+        File of rows.
+    output : str
+        Model folder to write.
+    force : bool
+        Whether an older model there may be replaced.
+    parameters : dict
+        Of `Autoencoder`.
+    """
+
+    data: str
+    output: str
+    force: bool = False
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, checkpoint: Path) -> Job:
+        """The job whose state lies in a folder."""
+        file = checkpoint / COMMAND
+        if not file.is_file():
+            raise Failure(USAGE, f"there is nothing to resume in {checkpoint}: a folder with {COMMAND} was expected")
+        try:
+            return cls(**json.loads(file.read_text("utf-8")))
+        except (ValueError, TypeError) as error:
+            raise Failure(BAD_MODEL, f"{file} is damaged: {error}") from None
+
+    def write(self, checkpoint: Path) -> None:
+        """Keep what is needed to go on, beside the state of the fit."""
+        with blame(USAGE):
+            checkpoint.mkdir(parents=True, exist_ok=True)
+            with replacing(checkpoint / COMMAND) as new:
+                new.write_text(json.dumps(asdict(self), indent=1), "utf-8")
+
+    def run(self, checkpoint: Path, *, resume: bool, quiet: bool) -> str:
+        """Fit, save, remove the checkpoint; the summary."""
+        from retell.estimator import Autoencoder
+        from retell.report.progress import watch
+        from retell.store import CheckpointError, remove_checkpoint
+
+        self._check(checkpoint, resume=resume)
+        model = Autoencoder(**self.parameters)
+        with blame(USAGE):
+            settings, parts = model._settings()
+        with blame(BAD_DATA):
+            rows, names = model._named_rows(read_rows(self.data), reset=True, parts=parts)
+        if not resume:
+            remove_checkpoint(checkpoint)
+        self.write(checkpoint)
+        start = time.monotonic()
+        with _resumable(checkpoint):
+            try:
+                with blame(USAGE):
+                    training = model._begin(settings, parts, rows, checkpoint)
+                watch(training, quiet=quiet)
+            except CheckpointError as error:
+                raise Failure(BAD_MODEL, str(error)) from error
+            model._take(training, names)
+            model.save(self.output)
+        _remove(checkpoint)
+        return self._summary(model, len(rows), f"{training.plan.solver}: {training.plan.reason}", start)
+
+    def _check(self, checkpoint: Path, *, resume: bool) -> None:
+        """Everything that can be known to be wrong before torch is imported or a row is read."""
+        output = Path(self.output)
+        with blame(USAGE):
+            check_suffix(Path(self.data))
+        check_output(output, force=self.force)
+        if output.exists() and not (output / "model.toml").is_file():
+            raise Failure(USAGE, f"{output} exists and is not a model: choose another name")
+        if not checkpoint.absolute().parent.is_dir():
+            raise Failure(USAGE, f"there is no folder {checkpoint.absolute().parent} for the checkpoint")
+        if (checkpoint / "checkpoint.retell").is_file() and not resume and not self.force:
+            raise Failure(
+                USAGE,
+                f"{checkpoint} holds a fit that was interrupted: retell fit --resume {checkpoint} goes on,"
+                " --force starts anew",
+            )
+
+    def _summary(self, model: Autoencoder, n: int, solver: str, start: float) -> str:
+        from retell.report.summary import aligned, facts
+
+        known = facts(model)
+        known["trained"] += f", {time.monotonic() - start:.1f} s"
+        rows = f"{n:,} x {model.n_features_in_:,} from {Path(self.data).name}"
+        return aligned({"rows": rows, **known, "solver": solver, "model": self.output})
+
+
+@contextmanager
+def _resumable(checkpoint: Path) -> Iterator[None]:
+    """An interrupt says how to go on; a folder without a state does not stay."""
+    try:
+        yield
+    except (KeyboardInterrupt, Terminated) as stop:
+        what = "terminated" if isinstance(stop, Terminated) else "interrupted"
+        if (checkpoint / "checkpoint.retell").is_file():
+            raise type(stop)(f"{what}; retell fit --resume {checkpoint} goes on from here") from stop
+        _remove(checkpoint)
+        raise type(stop)(f"{what} before the first epoch was done: nothing was kept") from stop
+    except Failure:
+        if not (checkpoint / "checkpoint.retell").is_file():
+            _remove(checkpoint)
+        raise
+
+
+def _remove(checkpoint: Path) -> None:
+    from retell.store import remove_checkpoint
+
+    (checkpoint / COMMAND).unlink(missing_ok=True)
+    remove_checkpoint(checkpoint)

@@ -1,0 +1,1 @@
+"""What a fit has come to, in words and pictures."""

@@ -1,0 +1,128 @@
+"""Pictures of a fitted model. matplotlib is imported where it is used, and no global state of it is touched."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from retell.estimator import Autoencoder
+
+__all__ = ["loss_curve", "reconstructions"]
+
+Array = npt.NDArray[Any]
+
+# Okabe and Ito's blue and vermilion: told apart with every kind of colour vision.
+OURS, PCA, INK, FAINT = "#0072B2", "#D55E00", "#222222", "#9A9A9A"
+
+
+def reconstructions(
+    model: Autoencoder, X: Array, image_shape: tuple[int, int], path: str | os.PathLike[str], *, pca: Any
+) -> None:
+    """Draw rows as images above what PCA and the model make of them.
+
+    Parameters
+    ----------
+    model : Autoencoder
+        Fitted.
+    X : ndarray of shape (N, D)
+        Rows to draw, some twelve; best if none was used to fit.
+    image_shape : (int, int)
+        Height and width; their product is D.
+    path : path
+        A .png to write.
+    pca : sklearn.decomposition.PCA
+        Fitted to the rows that the model was fitted to, at the same K.
+    """
+    made = {
+        "original": X,
+        f"PCA\nK = {pca.n_components_}": pca.inverse_transform(pca.transform(X)),
+        f"autoencoder\nK = {model.n_components_}": model.reconstruct(X),
+    }
+    low, high = np.nanmin(X), np.nanmax(X)
+    height, width = image_shape
+    n = len(X)
+    figure = _figure(1.15 + 0.7 * n, 0.15 + 3 * 0.7 * height / width)
+    grid = figure.subplots(3, n, squeeze=False, gridspec_kw={"wspace": 0.08, "hspace": 0.08})
+    figure.subplots_adjust(left=1.1 / figure.get_figwidth(), right=0.99, top=0.97, bottom=0.03)
+    for axes, (label, rows), colour in zip(grid, made.items(), (INK, PCA, OURS), strict=True):
+        for ax, row in zip(axes, rows, strict=True):
+            ax.imshow(np.reshape(row, image_shape), cmap="gray_r", vmin=low, vmax=high, interpolation="nearest")
+            ax.set(xticks=[], yticks=[])
+            ax.spines[:].set(color="#DDDDDD", linewidth=0.6)
+        _row_label(axes[0], label, colour)
+    figure.savefig(path)
+
+
+def loss_curve(model: Autoencoder, path: str | os.PathLike[str]) -> None:
+    """Draw the unexplained share of variance, 1 - R², of the held-out rows after each epoch, with PCA's line.
+
+    A dot marks the epoch that was kept.
+
+    Parameters
+    ----------
+    model : Autoencoder
+        Fitted with early stopping, which holds rows out.
+    path : path
+        A .png to write.
+    """
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    scores = np.asarray(model.validation_scores_)
+    if not len(scores):
+        raise ValueError("the model was fitted without held-out rows: early_stopping=True holds some out")
+    figure = _figure(7.2, 4.0)
+    figure.subplots_adjust(left=0.1, right=0.8, top=0.88, bottom=0.13)
+    ax = figure.subplots()
+    # A log axis has no place for nothing at all.
+    lost, kept, yardstick = np.maximum(1e-9, 1 - scores), 1 - model._model.fitted.score, 1 - model.pca_score_
+    best, K = int(np.abs(lost - kept).argmin()), model.n_components_
+    ax.axhline(yardstick, color=PCA, linewidth=1.5, dashes=(5, 3))
+    ax.plot(np.arange(1, len(lost) + 1), lost, color=OURS, linewidth=2)
+    ax.plot(best + 1, lost[best], color=OURS, marker="o", clip_on=False)
+    ax.set_yscale("log")
+    ax.set_ylim(0.92 * min(lost.min(), yardstick), 1.08 * max(lost.max(), yardstick))
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
+    ax.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
+    ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.yaxis.minorticks_off()
+    ax.set(xlabel="epoch", xlim=(1, max(2, len(lost))))
+    ax.set_title("Held-out variance left unexplained", loc="left", fontsize=11, color=INK, pad=10)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(axis="y", color="#E6E6E6", linewidth=0.7)
+    ax.set_axisbelow(True)
+    high, low = sorted([(yardstick, f"PCA, K = {K}", PCA), (float(lost[best]), f"autoencoder, K = {K}", OURS)])[::-1]
+    _line_label(ax, *high, va="bottom" if high[0] < 1.08 * low[0] else "center")
+    _line_label(ax, *low, va="top" if high[0] < 1.08 * low[0] else "center")
+    figure.savefig(path)
+
+
+def _figure(width: float, height: float) -> Figure:
+    """A figure of its own, drawn by Agg, not known to pyplot."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError("pictures need matplotlib: pip install 'retell[plot]'") from None
+    figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _row_label(ax: Axes, text: str, colour: str) -> None:
+    ax.text(-0.15, 0.5, text, transform=ax.transAxes, ha="right", va="center", color=colour, fontsize=10)
+
+
+def _line_label(ax: Axes, y: float, name: str, colour: str, va: str) -> None:
+    """A line's name and value, right of the axes."""
+    text = f"{name}\n{100 * y:.1f} %"
+    ax.annotate(
+        text, (1, y), xycoords=("axes fraction", "data"), xytext=(6, 0), textcoords="offset points",
+        color=colour, va=va, fontsize=9,
+    )  # fmt: skip

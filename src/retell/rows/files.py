@@ -1,0 +1,240 @@
+"""Rows on disk: one reader and one writer a kind of file, chosen by suffix. Nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["check_suffix", "read_rows", "replacing", "write_rows"]
+
+Array = npt.NDArray[Any]
+
+
+def read_rows(path: str | os.PathLike[str]) -> Any:
+    """The rows of a file, as the estimator takes them.
+
+    Parameters
+    ----------
+    path : path
+        .npy (mapped into memory, not read), .npz (its only array, or the one called X), .csv or .parquet.
+
+    Returns
+    -------
+    ndarray or pyarrow.Table
+        A table where columns have names; its columns are floats, NaN where a cell was empty.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If the file is empty, of another kind, or holds something other than numbers; the message says where.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from retell.rows.files import read_rows, write_rows
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_rows(f"{folder}/x.csv", np.array([[1.0, np.nan]]), ["height", "weight"])
+    ...     table = read_rows(f"{folder}/x.csv")
+    >>> table.column_names, np.asarray(table)
+    (['height', 'weight'], array([[ 1., nan]]))
+    """
+    path = Path(path)
+    check_suffix(path)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file {path}")
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path} is empty (0 bytes)")
+    return READERS[path.suffix.lower()](path)
+
+
+def write_rows(path: str | os.PathLike[str], rows: Array, names: Sequence[str]) -> None:
+    """Write rows to a file, all or nothing; an older file is replaced.
+
+    Parameters
+    ----------
+    path : path
+        The suffix says which kind: .npy, .npz (the array is called X), .csv or .parquet.
+    rows : ndarray of shape (N, D) or (N,)
+    names : sequence of str
+        The columns' names; .npy and .npz have no place for them.
+    """
+    path = Path(path)
+    check_suffix(path)
+    with replacing(path) as new:
+        WRITERS[path.suffix.lower()](new, rows, names)
+
+
+def check_suffix(path: Path) -> None:
+    """Refuse a path whose suffix is no kind of file known here, or whose kind needs a package that is missing."""
+    suffix = path.suffix.lower()
+    if suffix not in READERS:
+        raise ValueError(f"{path} ends in {suffix or 'nothing'!r}: one of {', '.join(READERS)} was expected")
+    if suffix in (".csv", ".parquet"):
+        _pyarrow("csv" if suffix == ".csv" else "parquet")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`, renamed to it when the block has ended well and removed otherwise."""
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield new
+        os.replace(new, path)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def _read_npy(path: Path) -> Array:
+    try:
+        return np.lib.format.open_memmap(path, mode="r")
+    except ValueError as error:
+        raise ValueError(f"{path} can't be read as .npy: {error}") from None
+
+
+def _read_npz(path: Path) -> Array:
+    try:
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ValueError(f"{path} is a .npy file: rename it")
+        with archive:
+            names = archive.files
+            if len(names) != 1 and "X" not in names:
+                found = ", ".join(names) or "none"
+                raise ValueError(f"{path} holds the arrays {found}: one array, or one called X, was expected")
+            rows = archive["X" if "X" in names else names[0]]
+    except (BadZipFile, EOFError) as error:
+        raise ValueError(f"{path} can't be read as .npz: {error}") from None
+    except ValueError as error:
+        if "pickle" in str(error):
+            raise ValueError(f"{path} is no .npz of numbers: it holds Python objects or is another kind") from None
+        raise
+    if not isinstance(rows, np.ndarray):  # the archive holds a file that is no array
+        raise ValueError(f"{path} can't be read as .npz: it is a zip file without arrays")
+    return rows
+
+
+def _read_csv(path: Path) -> Any:
+    pa, csv = _pyarrow(), _pyarrow("csv")
+    try:
+        names = csv.open_csv(path).schema.names
+        # A first row of numbers is a row, unless it counts 0, 1, 2 ... as pandas does for columns without names.
+        bare = all(_is_number(name) for name in names) and names != [str(i) for i in range(len(names))]
+        table = csv.read_csv(path, read_options=csv.ReadOptions(autogenerate_column_names=bare))
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path} can't be read as .csv: {error}") from None
+    table = _as_floats(table, path)
+    return np.asarray(table) if bare else table
+
+
+def _read_parquet(path: Path) -> Any:
+    pa = _pyarrow()
+    try:
+        return _as_floats(_pyarrow("parquet").read_table(path), path)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path} can't be read as .parquet: {error}") from None
+
+
+def _as_floats(table: Any, path: Path) -> Any:
+    """The table with columns of floats, or a sentence that names the column that can't be one."""
+    pa = _pyarrow()
+    names = table.column_names
+    for i, name in enumerate(names):
+        if not name.strip():
+            raise ValueError(f"{path}: column {i} has no name; name it, or leave it out if it is an index")
+        if name in names[:i]:
+            raise ValueError(f"{path}: two columns are called {name!r}")
+    if table.num_rows == 0:
+        raise ValueError(f"{path} has no rows")
+    columns = []
+    for name, column in zip(names, table.columns, strict=True):
+        kind = column.type
+        if not (pa.types.is_floating(kind) and kind.bit_width >= 32):
+            if not _is_numeric(pa, kind):
+                raise ValueError(f"{path}: {_strange(name, column)}; numbers were expected: encode it or leave it out")
+            column = column.cast(pa.float64(), safe=False)
+        columns.append(column.fill_null(float("nan")))
+    return pa.table(columns, names=names)
+
+
+def _is_numeric(pa: Any, kind: Any) -> bool:
+    known = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_decimal, pa.types.is_null)
+    return any(test(kind) for test in known)
+
+
+def _strange(name: str, column: Any) -> str:
+    """What a column holds in the place of numbers, and where first."""
+    kind = str(column.type)
+    for row, value in enumerate(column.to_pylist()):
+        if value is not None and not (isinstance(value, str) and _is_number(value)):
+            what = "text" if isinstance(value, str) else kind
+            return f"column {name!r} holds {what}, {str(value)!r} in row {row}"
+    return f"column {name!r} holds {kind}"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _write_npy(path: Path, rows: Array, names: Sequence[str]) -> None:  # noqa: ARG001
+    with path.open("wb") as stream:
+        np.save(stream, rows, allow_pickle=False)
+
+
+def _write_npz(path: Path, rows: Array, names: Sequence[str]) -> None:  # noqa: ARG001
+    with path.open("wb") as stream:
+        np.savez(stream, allow_pickle=False, X=rows)
+
+
+def _write_csv(path: Path, rows: Array, names: Sequence[str]) -> None:
+    _pyarrow("csv").write_csv(_table(rows, names), path)
+
+
+def _write_parquet(path: Path, rows: Array, names: Sequence[str]) -> None:
+    _pyarrow("parquet").write_table(_table(rows, names), path)
+
+
+def _table(rows: Array, names: Sequence[str]) -> Any:
+    columns = np.ascontiguousarray(rows.reshape(len(rows), -1).T)
+    return _pyarrow().table(list(columns), names=list(names))
+
+
+def _pyarrow(module: str = "") -> Any:
+    """pyarrow, or a module of it; imported here because only .csv and .parquet need it."""
+    from importlib import import_module
+
+    try:
+        found: ModuleType = import_module(f"pyarrow.{module}" if module else "pyarrow")
+    except ImportError:
+        raise ImportError(".csv and .parquet files need pyarrow: pip install 'retell[files]'") from None
+    return found
+
+
+READERS: dict[str, Callable[[Path], Any]] = {
+    ".npy": _read_npy,
+    ".npz": _read_npz,
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
+}
+WRITERS: dict[str, Callable[[Path, Array, Sequence[str]], None]] = {
+    ".npy": _write_npy,
+    ".npz": _write_npz,
+    ".csv": _write_csv,
+    ".parquet": _write_parquet,
+}
