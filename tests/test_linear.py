@@ -45,8 +45,8 @@ STEPS = {"early_stopping": False, "n_iter_no_change": 10000, "weight_decay": 0.0
 DIGITS_STEPS = {"learning_rate_init": 0.05, "batch_size": 256, "max_iter": 60}
 WINE_STEPS = {"learning_rate_init": 0.05, "batch_size": 178, "max_iter": 800}
 NONLINEAR = [
-    ("digits", 8, {"learning_rate_init": 0.01, "batch_size": 128, "max_iter": 80}),
-    ("wine", 5, {"learning_rate_init": 0.01, "batch_size": 89, "max_iter": 400}),
+    ("digits", 8, {"learning_rate_init": 0.02, "batch_size": 128, "max_iter": 100}),
+    ("wine", 5, {"learning_rate_init": 0.02, "batch_size": 64, "max_iter": 400}),
 ]
 LINEAR = {"hidden_layer_sizes": (), "scale": None, "random_state": 0}
 

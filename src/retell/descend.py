@@ -198,11 +198,11 @@ class Descent:
         }
         numbers = [self.epoch, self.step, self.stale, self.anneal_from, self.end, self.best_loss]
         weights = {
-            f"{kind}/{name}": value
+            f"{kind}/{name}": value.clone()  # best may be first, and a file holds each on its own
             for kind, values in (("codec", self._copy()), ("best", self.best), ("first", self.first))
             for name, value in values.items()
         }
-        rows = {"first_rows": self.first_rows, "best_rows": self.best_rows}
+        rows = {"first_rows": self.first_rows.clone(), "best_rows": self.best_rows.clone()}
         return {**weights, **moments, **rows, "numbers": torch.tensor(numbers, dtype=torch.float64)}
 
     def load_state(self, state: dict[str, Tensor]) -> None:

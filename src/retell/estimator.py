@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.utils.validation import check_array, check_is_fitted, validate_data
+from sklearn.utils.validation import assert_all_finite, check_array, check_is_fitted, validate_data
 
 from retell import auto, model_file
 from retell.completion import filler
@@ -24,7 +24,7 @@ from retell.metrics import explained_variance
 from retell.model_file import Fitted, Model
 from retell.parts import Part
 from retell.plan import Parts, make_plan
-from retell.rows.arrays import check_finite, check_kinds, check_support
+from retell.rows.arrays import check_finite, check_kinds, check_support, unmasked
 from retell.seeds import HIDE, generator, seed_of
 from retell.settings import Settings, as_settings
 from retell.training import Training, seed_in
@@ -276,6 +276,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
                 )
             plan = make_plan(settled, parts, rows, seed_of(self.random_state))
             plan.settings = settings
+            auto.warn_identity(plan.codec, plan.parts.objective, plan.parts.corruption)
             if hasattr(self, "codec_"):
                 plan.codec, plan.scaling, plan.factors = self.codec_, self.scaling_, self._factors
             self._training = Training(plan)
@@ -294,7 +295,10 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     def inverse_transform(self, H: Any) -> Any:
         """The rows (N, D), in their own units, that codes H (N, K) stand for."""
         check_is_fitted(self)
-        H = check_array(H, dtype=(np.float64, np.float32), input_name="H")
+        check_kinds(H)
+        H = check_array(H, dtype=(np.float64, np.float32), ensure_all_finite=False, input_name="H")
+        check_finite(H, called="H")
+        assert_all_finite(H, input_name="H")  # a code has no holes
         if H.shape[1] != self.n_components_:
             raise ValueError(f"H has {H.shape[1]} columns, this model's codes have {self.n_components_}")
         return self.scaling_.back(self._decode(H)).astype(H.dtype, copy=False)
@@ -406,6 +410,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
     def _named_rows(self, X: Any, *, reset: bool = False, parts: Parts | None = None) -> tuple[Array, Any]:
         """X as an array of floats, and its columns' names or None."""
+        X = unmasked(X)
         check_kinds(X)
         least = 2 if reset else 1
         reader = copy(self) if reset else self  # a fit that fails leaves the old model as it was

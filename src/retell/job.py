@@ -125,7 +125,7 @@ def _resumable(checkpoint: Path) -> Iterator[None]:
             raise type(stop)(f"{what}; retell fit --resume {checkpoint} goes on from here") from stop
         _remove(checkpoint)
         raise type(stop)(f"{what} before the first epoch was done: nothing was kept") from stop
-    except Failure:
+    except Exception:
         if not (checkpoint / "checkpoint.retell").is_file():
             _remove(checkpoint)
         raise

@@ -16,13 +16,23 @@ def seed_of(random_state: Any) -> int:
     Parameters
     ----------
     random_state : None, int or numpy.random.RandomState
-        None draws fresh entropy, an int is itself, a RandomState is drawn from.
+        None draws fresh entropy, an int from 0 on is itself, a RandomState is drawn from.
+
+    Raises
+    ------
+    ValueError
+        If it is anything else.
     """
     if random_state is None:
         return int(np.random.SeedSequence().generate_state(1)[0])
     if isinstance(random_state, np.random.RandomState):
         return int(random_state.randint(2**31 - 1))
-    return int(random_state)
+    if isinstance(random_state, int | np.integer) and random_state >= 0:
+        return int(random_state)
+    raise ValueError(
+        f"random_state={random_state!r} is not possible: an int from 0 on, a"
+        " numpy.random.RandomState or None was expected"
+    )
 
 
 def generator(seed: int, *stream: int, device: torch.device | str = "cpu") -> torch.Generator:

@@ -5,6 +5,7 @@ No torch here: `retell fit --help` reads it.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_type_hints
@@ -16,8 +17,9 @@ __all__ = ["Settings", "as_settings"]
 Auto = Literal["auto"]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Share = Annotated[float, msgspec.Meta(gt=0, lt=1)]
-AboveZero = Annotated[float, msgspec.Meta(gt=0)]
-FromZero = Annotated[float, msgspec.Meta(ge=0)]
+AboveZero = Annotated[float, msgspec.Meta(gt=0, le=sys.float_info.max)]
+FromZero = Annotated[float, msgspec.Meta(ge=0, le=sys.float_info.max)]
+Device = Annotated[str, msgspec.Meta(pattern="^(auto|cpu|mps|(cuda|xpu)(:[0-9]+)?)$")]
 Widths = tuple[Positive, ...]
 
 
@@ -72,7 +74,7 @@ class Settings:
     """Epochs without improvement before stopping."""
     tol: FromZero = 1e-4
     """Relative improvement that counts."""
-    device: str = "auto"
+    device: Device = "auto"
     """auto, cpu, cuda, cuda:1 ..."""
     precision: Auto | Literal["float32", "float64"] = "auto"
     """Arithmetic; auto = float64 for closed forms, float32 otherwise."""

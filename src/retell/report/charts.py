@@ -63,7 +63,7 @@ def reconstructions(
 def loss_curve(model: Autoencoder, path: str | os.PathLike[str]) -> None:
     """Draw the unexplained share of variance, 1 - R², of the held-out rows after each epoch, with PCA's line.
 
-    A dot marks the epoch that was kept.
+    A dot marks the epoch that was kept; epoch 0 is the start.
 
     Parameters
     ----------
@@ -81,23 +81,26 @@ def loss_curve(model: Autoencoder, path: str | os.PathLike[str]) -> None:
     figure.subplots_adjust(left=0.1, right=0.8, top=0.88, bottom=0.13)
     ax = figure.subplots()
     # A log axis has no place for nothing at all.
-    lost, kept, yardstick = np.maximum(1e-9, 1 - scores), 1 - model._model.fitted.score, 1 - model.pca_score_
-    best, K = int(np.abs(lost - kept).argmin()), model.n_components_
+    lost, kept, yardstick = (np.maximum(1e-9, 1 - it) for it in (scores, model._model.fitted.score, model.pca_score_))
+    K = model.n_components_
     ax.axhline(yardstick, color=PCA, linewidth=1.5, dashes=(5, 3))
     ax.plot(np.arange(1, len(lost) + 1), lost, color=OURS, linewidth=2)
-    ax.plot(best + 1, lost[best], color=OURS, marker="o", clip_on=False)
+    nearest = int(np.abs(lost - kept).argmin())
+    # Where no epoch was better than the start, which is PCA's solution, that was kept: epoch 0.
+    epoch = nearest + 1 if abs(lost[nearest] - kept) < 1e-3 * kept else 0
+    ax.plot(epoch, kept, color=OURS, marker="o", clip_on=False)
     ax.set_yscale("log")
-    ax.set_ylim(0.92 * min(lost.min(), yardstick), 1.08 * max(lost.max(), yardstick))
+    ax.set_ylim(0.92 * min(lost.min(), kept, yardstick), 1.08 * max(lost.max(), kept, yardstick))
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
     ax.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
     ax.yaxis.set_minor_formatter(NullFormatter())
     ax.yaxis.minorticks_off()
-    ax.set(xlabel="epoch", xlim=(1, max(2, len(lost))))
+    ax.set(xlabel="epoch", xlim=(0, max(2, len(lost))))
     ax.set_title("Held-out variance left unexplained", loc="left", fontsize=11, color=INK, pad=10)
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(axis="y", color="#E6E6E6", linewidth=0.7)
     ax.set_axisbelow(True)
-    high, low = sorted([(yardstick, f"PCA, K = {K}", PCA), (float(lost[best]), f"autoencoder, K = {K}", OURS)])[::-1]
+    high, low = sorted([(yardstick, f"PCA, K = {K}", PCA), (kept, f"autoencoder, K = {K}", OURS)])[::-1]
     _line_label(ax, *high, va="bottom" if high[0] < 1.08 * low[0] else "center")
     _line_label(ax, *low, va="top" if high[0] < 1.08 * low[0] else "center")
     figure.savefig(path)

@@ -7,11 +7,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["check_finite", "check_kinds", "check_support", "column_label"]
+__all__ = ["check_finite", "check_kinds", "check_support", "column_label", "unmasked"]
 
 Array = npt.NDArray[Any]
 
 KINDS = {"M": "dates", "m": "durations", "c": "complex numbers", "U": "text", "S": "bytes", "T": "text", "V": "records"}
+
+
+def unmasked(X: Any) -> Any:
+    """X, and a masked array with NaN where it is masked: a masked cell was not seen, whatever lies under it."""
+    if not isinstance(X, np.ma.MaskedArray) or X.dtype.kind not in "biuf":
+        return X
+    return X.astype(X.dtype if X.dtype.kind == "f" else np.float64).filled(np.nan)
 
 
 def check_kinds(X: Any) -> None:
@@ -42,14 +49,14 @@ def check_kinds(X: Any) -> None:
                 )
 
 
-def check_finite(X: Array, names: Any = None) -> None:
+def check_finite(X: Array, names: Any = None, *, called: str = "X") -> None:
     """Refuse infinities, naming row and column; NaN passes, as an unseen cell."""
     with np.errstate(over="ignore", invalid="ignore"):
         if np.isfinite(X.sum()) or not np.isinf(X).any():
             return
     row, column = np.argwhere(np.isinf(X))[0]
     raise ValueError(
-        f"X has an infinite value (inf) in row {row}, {column_label(column, names)}: infinity is not a number to"
+        f"{called} has an infinite value (inf) in row {row}, {column_label(column, names)}: infinity is not a number to"
         " learn from; replace it, or put NaN there if the value is unknown"
     )
 
@@ -81,4 +88,5 @@ def _kind(dtype: Any) -> str:
 
 
 def _describe(dtype: Any) -> str:
-    return f"{KINDS.get(str(getattr(dtype, 'kind', '')), 'no numbers')} (dtype {dtype})"
+    kind = "U" if str(dtype).lower() in ("str", "string") else str(getattr(dtype, "kind", ""))
+    return f"{KINDS.get(kind, 'no numbers')} (dtype {dtype})"

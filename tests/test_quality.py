@@ -1,0 +1,75 @@
+"""A default fit starts as PCA and only moves where held-out rows say that it gets better."""
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_breast_cancer, load_digits, load_wine
+from sklearn.decomposition import PCA
+
+from retell import Autoencoder
+
+
+def halves(load, seed=0):
+    X = load().data
+    order = np.random.default_rng(seed).permutation(len(X))
+    cut = round(0.7 * len(X))
+    train, test = X[order[:cut]], X[order[cut:]]
+    spread = np.where(train.std(0) > 0, train.std(0), 1)
+    return (train - train.mean(0)) / spread, (test - train.mean(0)) / spread
+
+
+def error(test, made):
+    return ((test - made) ** 2).sum(1).mean()
+
+
+@pytest.mark.parametrize("load", [load_wine, load_breast_cancer, load_digits])
+def test_never_worse_than_pca_on_held_out_rows(load):
+    train, test = halves(load)
+    for K in {2, train.shape[1] // 4}:
+        pca = PCA(K).fit(train)
+        linear = error(test, pca.inverse_transform(pca.transform(test)))
+        model = Autoencoder(K, random_state=0).fit(train)
+        assert error(test, model.reconstruct(test)) <= (1.03 if len(train) < 210 else 1.01) * linear
+
+
+def test_better_than_pca_where_rows_are_many():
+    train, test = halves(load_digits)
+    pca = PCA(4).fit(train)
+    linear = error(test, pca.inverse_transform(pca.transform(test)))
+    model = Autoencoder(4, random_state=0).fit(train)
+    assert error(test, model.reconstruct(test)) < 0.7 * linear
+    assert model.validation_scores_[-1] > model.pca_score_
+
+
+def test_noise_without_structure_is_left_to_pca():
+    X = np.random.default_rng(0).normal(size=(400, 10))
+    model = Autoencoder(3, random_state=0).fit(X)
+    pca = PCA(3).fit(X)
+    fresh = np.random.default_rng(1).normal(size=(400, 10))
+    linear = error(fresh, pca.inverse_transform(pca.transform(fresh)))
+    assert error(fresh, model.reconstruct(fresh)) == pytest.approx(linear, rel=1e-5)
+
+
+def test_far_outside_the_training_rows_the_net_goes_on_as_its_linear_path():
+    train, _ = halves(load_digits)
+    model = Autoencoder(4, random_state=0).fit(train)
+    far = 1e4 * train[:1]
+    further = model.reconstruct(np.r_[far, 2 * far, 3 * far])
+    # beyond the clip everything is linear: equal steps make equal differences
+    np.testing.assert_allclose(further[1] - further[0], further[2] - further[1], rtol=1e-2, atol=1.0)
+
+
+def test_diverging_training_warns_and_keeps_what_was_good():
+    train, test = halves(load_breast_cancer)
+    model = Autoencoder(4, random_state=0, learning_rate_init=1e18)
+    with pytest.warns(UserWarning, match="diverged"):
+        model.fit(train)
+    pca = PCA(4).fit(train)
+    linear = error(test, pca.inverse_transform(pca.transform(test)))
+    assert error(test, model.reconstruct(test)) <= 1.01 * linear
+
+
+def test_max_time_stops_the_fit_and_is_recorded(tmp_path):
+    model = Autoencoder(4, random_state=0, max_time=1e-6).fit(load_digits().data)
+    assert model.n_iter_ == 1
+    model.save(tmp_path / "m")
+    assert 'stopped_by = "max_time"' in (tmp_path / "m" / "model.toml").read_text()

@@ -1,0 +1,156 @@
+"""Files of rows: every kind comes back as it went, and what is no file of numbers is refused with its reason."""
+
+import datetime
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from retell import Autoencoder
+from retell.rows import files
+from retell.rows.files import read_rows, write_rows
+
+NAMES = ["height", "weight, kg", 'the "third"']
+ROWS = np.array([[1.5, np.nan, -3.0], [0.1, 2e300, 7.0]])
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".csv", ".parquet", ".CSV"])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_each_kind_comes_back_as_it_went(tmp_path: Path, suffix: str, dtype: type) -> None:
+    with np.errstate(over="ignore"):
+        rows = np.where(ROWS > 1e38, 9.0, ROWS).astype(dtype)
+    write_rows(tmp_path / f"x{suffix}", rows, NAMES)
+    found = read_rows(tmp_path / f"x{suffix}")
+    if suffix in (".csv", ".CSV", ".parquet"):
+        assert found.column_names == NAMES
+    back = np.asarray(found)
+    np.testing.assert_array_equal(back.astype(dtype), rows)
+    assert back.dtype == (np.float64 if suffix.lower() == ".csv" else dtype)
+    assert [path.name for path in tmp_path.iterdir()] == [f"x{suffix}"]
+
+
+def test_npy_is_mapped_and_read_only(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", ROWS)
+    rows = read_rows(tmp_path / "x.npy")
+    assert isinstance(rows, np.memmap)
+    assert not rows.flags.writeable
+
+
+def test_npz_with_several_arrays_needs_one_called_X(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", X=ROWS, y=ROWS[:, 0])
+    np.testing.assert_array_equal(read_rows(tmp_path / "x.npz"), ROWS)
+    np.savez(tmp_path / "x.npz", train=ROWS, test=ROWS)
+    with pytest.raises(ValueError, match="holds the arrays train, test"):
+        read_rows(tmp_path / "x.npz")
+
+
+def test_empty_cells_and_nulls_are_unseen(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("a,b,c,d\n1,,NA,true\nnan,2,,false\n")
+    np.testing.assert_array_equal(read_rows(tmp_path / "x.csv"), [[1, np.nan, np.nan, 1], [np.nan, 2, np.nan, 0]])
+    parquet.write_table(pa.table({"a": pa.array([1, None], pa.int64()), "b": [None, True]}), tmp_path / "x.parquet")
+    np.testing.assert_array_equal(read_rows(tmp_path / "x.parquet"), [[1, np.nan], [np.nan, 1]])
+
+
+def test_csv_without_header_is_an_array_and_pandas_numbers_are_a_header(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("1,2\n3,4\n")
+    np.testing.assert_array_equal(read_rows(tmp_path / "x.csv"), [[1, 2], [3, 4]])
+    (tmp_path / "x.csv").write_text("0,1\n3,4\n")
+    assert read_rows(tmp_path / "x.csv").column_names == ["0", "1"]
+
+
+def test_an_estimator_learns_the_names(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).normal(size=(30, 3))
+    write_rows(tmp_path / "x.parquet", rows, NAMES)
+    table = read_rows(tmp_path / "x.parquet")
+    model = Autoencoder(1, max_iter=1, random_state=0).fit(table)
+    assert list(model.feature_names_in_) == NAMES
+    with pytest.raises(ValueError, match="feature names"):
+        model.transform(table.rename_columns(["a", "b", "c"]))
+
+
+TEXTS = {
+    "empty.csv": ("", "is empty"),
+    "header.csv": ("a,b\n", "has no rows"),
+    "text.csv": ("a,city\n1,2\n2,Bern\n", "column 'city' holds text, 'Bern' in row 1"),
+    "date.csv": ("a,when\n1,2020-01-31\n", "column 'when' holds date32.*'2020-01-31' in row 0"),
+    "index.csv": (",a\n0,1\n", "column 0 has no name"),
+    "twice.csv": ("a,a\n0,1\n", "two columns are called 'a'"),
+    "ragged.csv": ("a,b\n1,2\n3\n", "can't be read as .csv"),
+    "binary.csv": ("a\n\x00\x01", "column 'a' holds text"),
+    "text.npy": ("a,b\n1,2\n", "can't be read as .npy"),
+    "text.npz": ("a,b\n1,2\n", "no .npz of numbers"),
+    "text.parquet": ("a,b\n1,2\n", "can't be read as .parquet"),
+    "text.xlsx": ("a", "ends in '.xlsx': one of .npy, .npz, .csv, .parquet was expected"),
+    "text": ("a", "ends in 'nothing'"),
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_what_is_no_file_of_numbers_is_refused(tmp_path: Path, name: str) -> None:
+    text, message = TEXTS[name]
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_rows(tmp_path / name)
+
+
+def test_other_columns_of_parquet_are_named(tmp_path: Path) -> None:
+    for value, what in [([1, 2], "list"), (datetime.datetime(2020, 1, 1), "timestamp"), ({"k": 1}, "struct")]:
+        parquet.write_table(pa.table({"a": [1.0], "b": [value]}), tmp_path / "x.parquet")
+        with pytest.raises(ValueError, match=f"column 'b' holds {what}"):
+            read_rows(tmp_path / "x.parquet")
+
+
+def test_missing_files_and_folders(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        read_rows(tmp_path / "x.npy")
+    (tmp_path / "x.npy").mkdir()
+    with pytest.raises(ValueError, match="is not a file"):
+        read_rows(tmp_path / "x.npy")
+
+
+def test_nothing_is_unpickled(tmp_path: Path) -> None:
+    objects = np.array([[{}]], dtype=object)
+    np.save(tmp_path / "x.npy", objects, allow_pickle=True)
+    np.savez(tmp_path / "x.npz", X=objects)
+    for name in ("x.npy", "x.npz"):
+        with pytest.raises(ValueError, match="objects"):
+            read_rows(tmp_path / name)
+
+
+@pytest.mark.parametrize("cut", [3, 100, 200])
+def test_truncated_files_are_refused(tmp_path: Path, cut: int) -> None:
+    rows = np.random.default_rng(0).normal(size=(40, 3))
+    for suffix in (".npy", ".npz", ".parquet"):
+        path = tmp_path / f"x{suffix}"
+        write_rows(path, rows, NAMES)
+        path.write_bytes(path.read_bytes()[:cut])
+        with pytest.raises(ValueError, match=r"can't be read|no \.npz"):
+            read_rows(path)
+
+
+def test_a_zip_without_arrays_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("readme.txt", "no array")
+    with pytest.raises(ValueError, match="without arrays"):
+        read_rows(tmp_path / "x.npz")
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("old")
+    with pytest.raises(ValueError, match="names"):
+        write_rows(path, ROWS, ["too", "few"])
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_missing_pyarrow_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x.csv").write_text("a\n1\n")
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow.csv", None)
+    with pytest.raises(ImportError, match=r"pip install 'retell\[files\]'"):
+        read_rows(tmp_path / "x.csv")
+    assert list(files.READERS) == list(files.WRITERS)
