@@ -209,7 +209,7 @@ def test_a_row_does_not_depend_on_its_batch_with_two_threads():
     code = (
         "import torch; torch.set_num_threads(2)\n"
         "from test_bits import ALL, sweep\n"
-        "found = sweep(ALL[4::16])\n"
+        "found = sweep(ALL[4::64])\n"
         "assert torch.get_num_threads() == 2\n"
         "assert found == {}, found"
     )

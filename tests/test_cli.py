@@ -4,10 +4,10 @@ import json
 import os
 import pty
 import re
+import resource
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -53,16 +53,18 @@ def at_shop(shop: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_help_answers_before_torch_is_imported() -> None:
     seconds = []
-    for _ in range(4):
-        start = time.perf_counter()
+    for _ in range(5):
+        # Processor time: other tests run at the same time, and their share of the clock is not ours.
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run([*RETELL, "--help"], capture_output=True, text=True, check=True)
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 0.5
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(seconds) < 0.5, seconds
     assert all(name in done.stdout for name in ("fit", "encode", "decode", "reconstruct", "score", "info", "demo"))
     assert max(map(len, done.stdout.splitlines())) <= 80
-    heavy = "import sys, retell.__main__ as m; m.main(['fit', '--help']); print({'torch', 'numpy', 'sklearn'} & {*sys.modules})"
-    done = subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True)
-    assert done.stdout.endswith("set()\n")
+    words = [sys.executable, "-X", "importtime", "-m", "retell", "fit", "--help"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert not {"torch", "numpy", "sklearn", "pyarrow"} & set(re.findall(r"\w+", done.stderr))
 
 
 def test_options_are_the_settings(capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,8 +93,9 @@ def test_only_named_parameters_are_given() -> None:
 
 
 def test_every_parameter_reaches_the_model(at_shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--n-components", "3", "--code-activation", "TopK(2)", "--objective", "MSE() + 0.001 * L1()", "--tied",
-             "--no-early-stopping", "--scale", "none", "--max-iter", "2", "--tol", "1e-3", "--random-state", "7"]  # fmt: skip
+    words = ["--n-components", "3", "--code-activation", "TopK(2)", "--objective", "MSE() + 0.001 * L1()",
+             "--tied", "--no-early-stopping", "--scale", "none", "--max-iter", "2", "--tol", "1e-3",
+             "--random-state", "7"]  # fmt: skip
     assert main(["fit", "x.npz", "-o", "all", *words]) == 0
     capsys.readouterr()
     assert main(["info", "all", "--json"]) == 0
@@ -169,16 +172,18 @@ def test_warnings_are_a_line(at_shop: Path, capsys: pytest.CaptureFixture[str]) 
     assert line.startswith("retell: warning: the code has 5 units for 5 columns")
 
 
-def test_demo_beats_pca_and_can_run_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_demo_beats_pca_and_can_run_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "demo"
-    for _ in range(2):
-        assert main(["demo", "-o", str(folder), "-q"]) == 0
-    text = capsys.readouterr().out
-    ours, theirs = (float(value) for value in re.findall(r"([\d.]+) %", text)[:2])
+    assert main(["demo", "-o", str(folder), "-q"]) == 0
+    ours, theirs = (float(value) for value in re.findall(r"([\d.]+) %", capsys.readouterr().out))
     assert ours > theirs
     assert sorted(path.name for path in folder.iterdir()) == ["loss.png", "model", "reconstructions.png"]
     assert all((folder / name).read_bytes().startswith(b"\x89PNG") for name in ("loss.png", "reconstructions.png"))
     assert "matplotlib.pyplot" not in sys.modules
+    monkeypatch.setattr("retell.demo.N_FIT", 50)  # the second run need not be good
+    assert main(["demo", "-o", str(folder), "-q"]) == 0
 
 
 # ------------------------------------------------------------------ errors
@@ -280,29 +285,43 @@ def test_a_process_ends_with_the_code_and_no_traceback() -> None:
 
 # ------------------------------------------------------------------ interrupts
 
-LONG = ["--random-state", "1", "--max-iter", "40", "--n-iter-no-change", "1000", "--batch-size", "16",
+LONG = ["--random-state", "1", "--max-iter", "40", "--n-iter-no-change", "1000", "--batch-size", "32",
         "--n-components", "2", "--hidden-layer-sizes", "(32,)"]  # fmt: skip
 
 
-@pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_fit_goes_on_to_the_same_bits(tmp_path: Path, stop: signal.Signals, code: int) -> None:
-    rows = np.random.default_rng(0).normal(size=(3000, 8))
-    np.save(tmp_path / "x.npy", rows)
-    words = ["fit", str(tmp_path / "x.npy"), *LONG]
-    fit = subprocess.Popen([*RETELL, *words, "-o", str(tmp_path / "m")], stderr=subprocess.PIPE, text=True)
+def stopped(folder: Path, stop: signal.Signals) -> int:
+    """The exit code of a fit of m in a process of its own, stopped after the first epoch."""
+    np.save(folder / "x.npy", np.random.default_rng(0).normal(size=(800, 8)))
+    words = ["fit", str(folder / "x.npy"), "-o", str(folder / "m"), *LONG]
+    fit = subprocess.Popen([*RETELL, *words], stderr=subprocess.PIPE, text=True)
     assert fit.stderr is not None
     assert fit.stderr.readline().startswith("epoch 1/40")
     fit.send_signal(stop)
     said = fit.communicate()[1]
-    assert fit.returncode == code
-    folder = tmp_path / "m.checkpoint"
-    assert f"retell fit --resume {folder} goes on" in said
+    assert f"retell fit --resume {folder}/m.checkpoint goes on" in said
     assert "Traceback" not in said
+    return fit.returncode
+
+
+def test_an_interrupted_fit_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    assert stopped(tmp_path, signal.SIGINT) == 130
+    words = ["fit", str(tmp_path / "x.npy"), *LONG, "-q"]
     assert main([*words, "-o", str(tmp_path / "m")]) == 2  # it says that a fit lies there
-    assert main(["fit", "--resume", str(folder), "-q"]) == 0
-    assert not folder.exists()
-    assert main([*words, "-o", str(tmp_path / "whole"), "-q"]) == 0
+    assert main(["fit", "--resume", str(tmp_path / "m.checkpoint"), "-q"]) == 0
+    assert not (tmp_path / "m.checkpoint").exists()
+    assert main([*words, "-o", str(tmp_path / "whole")]) == 0
     assert (tmp_path / "m/weights.safetensors").read_bytes() == (tmp_path / "whole/weights.safetensors").read_bytes()
+
+
+def test_a_terminated_fit_keeps_its_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert stopped(tmp_path, signal.SIGTERM) == 143
+    folder = tmp_path / "m.checkpoint"
+    assert main(["fit", "--resume", str(folder), "--tied"]) == 4  # not the fit that lies there
+    assert "belongs to other settings" in capsys.readouterr().err
+    state = folder / "checkpoint.retell"
+    state.write_bytes(state.read_bytes()[:-1])
+    assert main(["fit", "--resume", str(folder)]) == 4
+    assert "is damaged" in capsys.readouterr().err
 
 
 def test_a_terminal_gets_a_bar(at_shop: Path) -> None:

@@ -64,7 +64,7 @@ class Job:
         """Fit, save, remove the checkpoint; the summary."""
         from retell.estimator import Autoencoder
         from retell.report.progress import watch
-        from retell.store import CheckpointError, remove_checkpoint
+        from retell.store import remove_checkpoint
 
         self._check(checkpoint, resume=resume)
         model = Autoencoder(**self.parameters)
@@ -77,12 +77,10 @@ class Job:
         self.write(checkpoint)
         start = time.monotonic()
         with _resumable(checkpoint):
-            try:
-                with blame(USAGE):
-                    training = model._begin(settings, parts, rows, checkpoint)
+            with blame(USAGE), _checkpoint_blamed():
+                training = model._begin(settings, parts, rows, checkpoint)
+            with _checkpoint_blamed():
                 watch(training, quiet=quiet)
-            except CheckpointError as error:
-                raise Failure(BAD_MODEL, str(error)) from error
             model._take(training, names)
             model.save(self.output)
         _remove(checkpoint)
@@ -129,6 +127,17 @@ def _resumable(checkpoint: Path) -> Iterator[None]:
         if not (checkpoint / "checkpoint.retell").is_file():
             _remove(checkpoint)
         raise
+
+
+@contextmanager
+def _checkpoint_blamed() -> Iterator[None]:
+    """A checkpoint that is damaged, or of another fit, is a bad model."""
+    from retell.store import CheckpointError
+
+    try:
+        yield
+    except CheckpointError as error:
+        raise Failure(BAD_MODEL, str(error)) from error
 
 
 def _remove(checkpoint: Path) -> None:

@@ -55,13 +55,7 @@ def _docs() -> dict[str, str]:
     }
 
 
-def _choices(name: str) -> tuple[str, ...] | None:
-    """The words that a setting knows, if it knows nothing else."""
-    hint = get_type_hints(Settings)[name]
-    return get_args(hint) if get_origin(hint) is Literal else None
-
-
-def _option(setting: Field[Any], doc: str) -> tuple[str, Any, Any]:
+def _option(setting: Field[Any], hint: Any, doc: str) -> tuple[str, Any, Any]:
     shown = str(setting.default).lower() if setting.default is None else str(setting.default)
     if isinstance(setting.default, bool):
         how = Parameter(help=doc, group=GROUP, show_default=lambda _: shown)
@@ -70,7 +64,7 @@ def _option(setting: Field[Any], doc: str) -> tuple[str, Any, Any]:
         help=doc,
         group=GROUP,
         show_default=lambda _: shown,
-        choices=_choices(setting.name),
+        choices=get_args(hint) if get_origin(hint) is Literal else None,
         converter=_convert,
         n_tokens=1,
         metavar="VALUE",
@@ -79,8 +73,9 @@ def _option(setting: Field[Any], doc: str) -> tuple[str, Any, Any]:
     return setting.name, Annotated[str, how], field(default=NOT_GIVEN)
 
 
+_hints, _texts = get_type_hints(Settings), _docs()
 Options = make_dataclass(
-    "Options", [_option(f, doc) for f in fields(Settings) for doc in [_docs()[f.name]]], kw_only=True
+    "Options", [_option(it, _hints[it.name], _texts[it.name]) for it in fields(Settings)], kw_only=True
 )
 Options.__module__ = __name__  # make_dataclass leaves "types", which cyclopts takes for a built-in
 

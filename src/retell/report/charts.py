@@ -81,7 +81,8 @@ def loss_curve(model: Autoencoder, path: str | os.PathLike[str]) -> None:
     figure.subplots_adjust(left=0.1, right=0.8, top=0.88, bottom=0.13)
     ax = figure.subplots()
     # A log axis has no place for nothing at all.
-    lost, kept, yardstick = (np.maximum(1e-9, 1 - it) for it in (scores, model._model.fitted.score, model.pca_score_))
+    lost = np.maximum(1e-9, 1 - scores)
+    kept, yardstick = (max(1e-9, 1 - it) for it in (model._model.fitted.score, model.pca_score_))
     K = model.n_components_
     ax.axhline(yardstick, color=PCA, linewidth=1.5, dashes=(5, 3))
     ax.plot(np.arange(1, len(lost) + 1), lost, color=OURS, linewidth=2)

@@ -106,10 +106,10 @@ def _read_npy(path: Path) -> Array:
 
 def _read_npz(path: Path) -> Array:
     try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise ValueError(f"{path} is a .npy file: rename it")
-        with archive:
+        # A stream of our own: NumPy leaves the file open when it is no zip file.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ValueError(f"{path} is a .npy file: rename it")
             names = archive.files
             if len(names) != 1 and "X" not in names:
                 found = ", ".join(names) or "none"
