@@ -38,9 +38,7 @@ def tables(data: Path | None) -> Iterator[tuple[str, np.ndarray, tuple[np.ndarra
     yield "mnist10k", mnist["X"].reshape(10000, -1) / 255.0, (mnist["train"], mnist["test"])
 
 
-def split(
-    X: np.ndarray, given: tuple[np.ndarray, np.ndarray] | None, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
+def split(X: np.ndarray, given: tuple[np.ndarray, np.ndarray] | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Training and test rows, standardised on the training part (mnist10k is left in [0, 1])."""
     if given is not None:
         return X[given[0]], X[given[1]]

@@ -162,10 +162,8 @@ def disagreements(inference, x):
         "reversed": np.arange(len(x))[::-1],
         "shuffled": order,
         "one": order[:1],
-        "two": order[:2],
         "seven": order[:7],
         "tail": np.arange(len(x))[-5:],
-        "twice": np.concatenate([order, order]),
         "block and one": np.concatenate([order, order])[:257],
     }.items():
         h = inference.encode(x[rows])
@@ -288,6 +286,19 @@ def test_one_row_takes_a_millisecond(given):
         if medians[-1] <= 1e-3:
             break
     assert min(medians) <= 1e-3
+
+
+def test_threads_are_given_back(rows):
+    model = make("hidden").fit(rows)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        model.transform(rows)
+        with pytest.raises(ValueError, match="features"):
+            model.transform(rows[:, :2])
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_batching_itself_warns_of_nothing(rows):

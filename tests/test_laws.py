@@ -535,7 +535,9 @@ def test_sums_are_linear():
 
 
 @pytest.mark.parametrize(
-    "coefficient", [lambda step: 0.1, "0.1", None, (1, 2), True, MSE(), MSE() + L1(), 1j, torch.tensor(1.0)], ids=lambda value: type(value).__name__
+    "coefficient",
+    [lambda step: 0.1, "0.1", None, (1, 2), True, MSE(), MSE() + L1(), 1j, torch.tensor(1.0)],
+    ids=lambda value: type(value).__name__,
 )
 def test_a_coefficient_is_a_number_or_a_schedule(coefficient):
     with pytest.raises(TypeError, match=r"must be a number or a schedule"):

@@ -40,7 +40,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     0.1.0
     0
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:  # the process is ours
+        # Threads that wait for each other should sleep: where other work is going on, spinning makes small
+        # nets many times slower. OpenMP reads this when torch is imported.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        argv = sys.argv[1:]
+    words = list(argv)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     with _one_line_warnings(), _terminations():

@@ -77,7 +77,13 @@ def device(name: str) -> torch.device:
     """cuda if there is one, else the cpu."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # how torch says that a device is unknown or absent
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device={name!r} can't be used here: {reason}; 'auto' and 'cpu' always can") from None
+    return device
 
 
 def hidden_layer_sizes(n: int, D: int) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from copy import copy
 from dataclasses import asdict, replace
@@ -101,7 +102,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     random_state : int, RandomState or None, default=None
         The same int gives the same bits. No global generator is touched.
     verbose : int, default=0
-        1 tells which solver and why, and every epoch.
+        1 tells on standard error which solver and why, and every epoch.
     start : {"auto", "random"}, default="auto"
         The first weights: from the data (PCA), or random.
 
@@ -226,7 +227,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         """
         for epoch in self.fit_epochs(X, checkpoint=checkpoint):
             if self.verbose:
-                print(epoch)
+                print(epoch, file=sys.stderr)
         return self
 
     def fit_epochs(self, X: Any, *, checkpoint: str | os.PathLike[str] | None = None) -> Iterator[Epoch]:
@@ -390,7 +391,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         plan = make_plan(settings, parts, rows, seed_of(self.random_state) if seed is None else seed)
         auto.warn_identity(plan.codec, plan.parts.objective, plan.parts.corruption)
         if self.verbose:
-            print(f"solver {plan.solver}: {plan.reason}")
+            print(f"solver {plan.solver}: {plan.reason}", file=sys.stderr)
         return Training(plan, checkpoint)
 
     def _settings(self) -> tuple[Settings, Parts]:

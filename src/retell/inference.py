@@ -1,12 +1,15 @@
 """Rows through a fitted codec in fixed, padded blocks.
 
 A row's result depends on the row alone, to the bit: matrix products choose their kernels by shape, so
-every product here has the same number of rows, and widths that are multiples of 16.
+every product here has the same number of rows, and widths that are multiples of 16. Narrow products run on
+one thread: how several threads share the rows is up to the moment, and on a busy machine they wait for each
+other far longer than the product takes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -23,6 +26,7 @@ Array = npt.NDArray[Any]
 
 ROWS = 256
 WIDTH = 16
+NARROW = 512  # columns and units up to which one thread is enough
 
 
 class Inference:
@@ -58,12 +62,23 @@ def in_blocks(net: Callable[[Tensor], Tensor], rows: Array, width: int, like: Te
     """net(rows), computed in blocks of the dtype and on the device of `like`; the first `width` columns."""
     block = torch.zeros(ROWS, _round_up(rows.shape[1]), dtype=like.dtype, device=like.device)
     out = np.empty((len(rows), width), dtype=like.detach().cpu().numpy().dtype)
-    for i in range(0, len(rows), ROWS):
-        some = torch.from_numpy(np.ascontiguousarray(rows[i : i + ROWS]))
-        block[: len(some), : rows.shape[1]] = some
-        block[len(some) :] = 0
-        out[i : i + ROWS] = net(block)[: len(some), :width].cpu().numpy()
+    with _threads(1 if max(rows.shape[1], width) <= NARROW else torch.get_num_threads()):
+        for i in range(0, len(rows), ROWS):
+            some = torch.from_numpy(np.ascontiguousarray(rows[i : i + ROWS]))
+            block[: len(some), : rows.shape[1]] = some
+            block[len(some) :] = 0
+            out[i : i + ROWS] = net(block)[: len(some), :width].cpu().numpy()
     return out
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def pad(matrix: Tensor) -> Tensor:

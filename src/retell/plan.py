@@ -29,6 +29,7 @@ Array = npt.NDArray[Any]
 Widths = tuple[tuple[int, ...], tuple[int, ...]]
 
 
+MOST_FACTORS = 32  # a row's posterior is a matrix of as many rows and columns
 DECAY = 0.4  # what weight_decay="auto" means
 
 
@@ -154,7 +155,7 @@ def _second_moments(x: Array, settings: Settings, holes: bool) -> tuple[Spectrum
     """Covariance and factor model of centred rows; with holes the factors say what the covariance is."""
     D = x.shape[1]
     given = settings.n_components
-    n_factors = max(1, min(given if isinstance(given, int) else 32, D // 2))
+    n_factors = max(1, min(given if isinstance(given, int) else MOST_FACTORS, MOST_FACTORS, D // 2))
     if holes:
         factors = Factors.fit(x, n_factors)
         return Spectrum.of(factors.covariance), factors
