@@ -65,7 +65,7 @@ def main() -> int:
         for seed in range(given.seeds):
             train, test = split(X, own, seed)
             for K in sorted({2, max(1, X.shape[1] // 4), max(1, X.shape[1] // 2)}):
-                pca = PCA(K).fit(train)
+                pca = PCA(K, svd_solver="full").fit(train)
                 linear = float(((test - pca.inverse_transform(pca.transform(test))) ** 2).sum(1).mean())
                 start = time.perf_counter()
                 model = Autoencoder(K, random_state=seed).fit(train)
@@ -84,7 +84,9 @@ def main() -> int:
     ratios = np.array([ratio for *_, ratio in counted])
     over = [(name, round(ratio, 4)) for name, n, ratio in counted if ratio > (1.01 if n >= 210 else 1.03)]
     print(f"\n{len(ratios)} fits, {sum(row[-1] for row in rows):.0f} s, longest {max(row[-1] for row in rows):.1f} s")
-    print(f"median ratio {np.median(ratios):.3f}, largest {ratios.max():.4f}, <= 1.00 in {np.mean(ratios <= 1):.1%}")
+    # where nothing was accepted the model is PCA, and the ratio is 1 to rounding
+    share = np.mean(np.round(ratios, 4) <= 1)
+    print(f"median ratio {np.median(ratios):.3f}, largest {ratios.max():.4f}, <= 1.0000 in {share:.1%}")
     print("above 1.01 (1.03 under 300 rows): " + (", ".join(f"{n} {r}" for n, r in over) or "none"))
     return 1 if over else 0
 

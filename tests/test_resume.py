@@ -57,12 +57,15 @@ def rows():
 # a pipe, so that the kills come at random moments of the work however busy the machine is. A fit that ends writes
 # its digest.
 SERVER = """
-import os, select, signal, sys, time
+import os, signal, sys, tempfile, time
 sys.path.insert(0, {tests!r})
 import test_resume as t
 import retell.training
 retell.training.EVERY = 0.0
 rows = t.load_wine().data
+for setting in t.SETTINGS:  # what is imported when it is first needed is imported once, here
+    with tempfile.TemporaryDirectory() as folder:
+        t.make(setting, 1).fit(rows, checkpoint=folder)
 for line in sys.stdin:
     setting, folder, out, epochs, delay = line.rstrip("\\n").split("\\t")
     reader, writer = os.pipe()

@@ -14,12 +14,11 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from retell.activations import Identity
 from retell.codec import Codec
 from retell.networks import Affine, Net
 
 __all__ = ["fill_random", "fill_start"]
-
-SAMPLE = 4096  # rows that are enough to fit a scale or a decoder to
 
 
 @torch.no_grad()
@@ -41,19 +40,19 @@ def fill_start(codec: Codec, x: Tensor, axes: Tensor, loss: Any, generator: Gene
     for net in (codec.encoder, codec.decoder):
         _fill_hidden(net, generator)
     width, n_units = len(codec.centre), codec.n_units
-    sample = codec.fill(x[:SAMPLE].to(codec.centre))
+    filled = codec.fill(x.to(codec.centre))
     aware = axes.shape[1] >= n_units and not codec.code_activation.sparse
     frame = axes if aware else _random_frame(width, n_units, generator)
     frame = frame.to(codec.centre)
     encoder, decoder = codec.encoder.straight, codec.decoder.straight
     if encoder is not None:
-        encoder.weight.copy_(_scaled(frame, sample - codec.centre, codec).T)
+        encoder.weight.copy_(_scaled(frame, filled - codec.centre, codec).T)
     if decoder is not None and not codec.tied:
         decoder.weight.copy_(frame)
-    _fill_biases(codec, sample, loss)
-    if decoder is not None and not codec.tied and aware:
-        _fit_decoder(codec, decoder, sample, loss)
-    _bound(codec, x.to(codec.centre))
+    _fill_biases(codec, filled, loss)
+    if decoder is not None and not codec.tied and aware and not isinstance(codec.code_activation, Identity):
+        _fit_decoder(codec, decoder, filled, loss)
+    _bound(codec, filled)
 
 
 @torch.no_grad()
@@ -82,9 +81,8 @@ def _bound(codec: Codec, x: Tensor) -> None:
     """Clip the nonlinear paths to the range of the training rows and of their first codes, in units of order 1."""
     h = codec.encode(x)
     if codec.encoder.linear is not None:
-        filled = codec.fill(x)
-        codec.encoder.low.copy_(filled.amin(0))
-        codec.encoder.high.copy_(filled.amax(0))
+        codec.encoder.low.copy_(x.amin(0))
+        codec.encoder.high.copy_(x.amax(0))
         codec.encoder.out.copy_(_rms(h - h.mean(0)))
     if codec.decoder.linear is not None:
         codec.decoder.into.copy_(1 / _rms(h - h.mean(0)))
@@ -116,13 +114,13 @@ def _scaled(frame: Tensor, x: Tensor, codec: Codec) -> Tensor:
     return frame * ((x * x_hat).sum() / size) if size > 0 else frame
 
 
-def _fill_biases(codec: Codec, sample: Tensor, loss: Any) -> None:
+def _fill_biases(codec: Codec, x: Tensor, loss: Any) -> None:
     """Encoder: -W mean, so that it sees centred rows; decoder: mean, so that it answers with it."""
     for layer in codec.affines():
         if layer.bias is not None:
             layer.bias.zero_()
     _bias(codec.encoder).copy_(-codec.encoder(codec.centre[None])[0])
-    h = codec.encode(sample)
+    h = codec.encode(x)
     _bias(codec.decoder).copy_(loss.link(codec.centre) - codec.decode(h).mean(0))
 
 
@@ -132,10 +130,10 @@ def _bias(net: Net) -> Tensor:
     return bias
 
 
-def _fit_decoder(codec: Codec, decoder: Affine, sample: Tensor, loss: Any) -> None:
-    """V and c by least squares from the codes of a sample: PCA's solution where σ is the identity."""
-    h = codec.encode(sample).double()
-    target = loss.link(sample).double() - codec.decode(codec.encode(sample)).double()
+def _fit_decoder(codec: Codec, decoder: Affine, x: Tensor, loss: Any) -> None:
+    """V by least squares from the codes, where σ is not the identity and PCA's axes are not the answer."""
+    h = codec.encode(x).double()
+    target = loss.link(x).double() - codec.decode(codec.encode(x)).double()
     off = h - h.mean(0)
     gram = off.T @ off / len(off)
     gram += 1e-6 * gram.diagonal().mean().clamp(min=1e-12) * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)

@@ -18,7 +18,8 @@ def unmasked(X: Any) -> Any:
     """X, and a masked array with NaN where it is masked: a masked cell was not seen, whatever lies under it."""
     if not isinstance(X, np.ma.MaskedArray) or X.dtype.kind not in "biuf":
         return X
-    return X.astype(X.dtype if X.dtype.kind == "f" else np.float64).filled(np.nan)
+    floats = X.astype(X.dtype if X.dtype.kind == "f" else np.float64)
+    return np.ma.filled(floats, np.nan)
 
 
 def check_kinds(X: Any) -> None:
