@@ -157,6 +157,17 @@ def test_own_parts_are_named_when_loading(rows, tmp_path):
         retell.load(tmp_path / "model")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_model_of_a_gpu_works_without_one(rows, tmp_path):
+    model = fit(rows)
+    model.save(tmp_path / "model")
+    text = (tmp_path / "model" / "model.toml").read_text()
+    assert text.count('device = "auto"') == 1
+    (tmp_path / "model" / "model.toml").write_text(text.replace('device = "auto"', 'device = "cuda:1"'))
+    seal(tmp_path / "model")
+    same(retell.load(tmp_path / "model"), model, rows)
+
+
 def test_a_symlink_to_a_model_is_followed(rows, tmp_path):
     one, two = fit(rows), fit(rows, random_state=1)
     one.save(tmp_path / "model")

@@ -62,7 +62,7 @@ def warn_identity(codec: Codec, objective: Objective, corruption: Any) -> None:
             " autoencoder can learn the identity and nothing else. Lower n_components, add a penalty (objective="
             "'MSE() + 0.001 * L1()'), a corruption ('Mask(0.3)') or a sparse code ('TopK(8)')",
             UserWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

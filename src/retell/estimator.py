@@ -279,7 +279,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             plan.settings = settings
             auto.warn_identity(plan.codec, plan.parts.objective, plan.parts.corruption)
             if hasattr(self, "codec_"):
-                plan.codec, plan.scaling, plan.factors = self.codec_, self.scaling_, self._factors
+                plan.adopt(self.codec_, self.scaling_, self._factors, rows)
             self._training = Training(plan)
         plan = self._training.plan
         plan.x = plan.scaling.to(rows)

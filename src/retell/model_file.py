@@ -140,6 +140,7 @@ def _fill(codec: Codec, scaling: Scaling, tensors: Mapping[str, Tensor], setting
     weights = {name.removeprefix("codec."): value for name, value in tensors.items()}
     codec.load_state_dict(weights, assign=True)
     codec.centre = torch.from_numpy(scaling.centre).to(next(iter(weights.values())).dtype)
-    device = auto.device(settings.device)
-    # a model that was fitted on a GPU works where there is none
-    return codec.to("cpu" if device.type == "cuda" and not torch.cuda.is_available() else device)
+    try:
+        return codec.to(auto.device(settings.device))
+    except ValueError:  # a model that was fitted on a GPU works where there is none
+        return codec.to("cpu")

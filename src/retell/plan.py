@@ -72,6 +72,13 @@ class Plan:
     def problem(self) -> Problem:
         return _problem(self.parts, self.settings, self.widths, bool(np.isnan(self.x).any()))
 
+    def adopt(self, codec: Codec, scaling: Scaling, factors: Factors, rows: Array) -> None:
+        """Go on with what an earlier fit has settled, on new rows (N, D)."""
+        self.codec, self.scaling, self.factors = codec, scaling, factors
+        self.x = scaling.to(rows)
+        off = self.x - scaling.centre
+        self.spectrum = _second_moments(off, self.settings, bool(np.isnan(off).any()))[0]
+
     def pca_score(self, judged: Array) -> float:
         """R² on the rows `judged` of PCA at the same K, fitted to all rows."""
         axes = self.spectrum.axes[:, : self.codec.n_units]
