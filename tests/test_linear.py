@@ -280,3 +280,12 @@ def test_exact_refuses_holes():
     X[0, 0] = np.nan
     with pytest.raises(ValueError, match="rows have holes"):
         Autoencoder(2, solver="exact", **LINEAR).fit(X)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_descend_from_random_starts_reaches_pca_with_no_knob_turned(seed):
+    X = load_digits().data / 16
+    model = Autoencoder(
+        8, hidden_layer_sizes=(), scale=None, solver="descend", start="random", early_stopping=False, random_state=seed
+    ).fit(X)
+    assert ((X - model.reconstruct(X)) ** 2).sum(1).mean() <= 1.005 * 1.530448

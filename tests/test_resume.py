@@ -179,7 +179,7 @@ def test_resumed_at_any_epoch(rows, tmp_path, setting, stop):
     assert print_of(resumed) == print_of(whole)
 
 
-@pytest.mark.parametrize("given", [{}, {"corruption": "Mask(0.2)"}, {"early_stopping": False}], ids=str)
+@pytest.mark.parametrize("given", [{}, {"corruption": "Mask(0.2)"}], ids=str)
 def test_killed_after_the_stopping_rule_has_spoken(rows, tmp_path, given):
     """The last state of a fit that stopped early adds no epoch when it is taken up."""
 

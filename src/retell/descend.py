@@ -115,7 +115,8 @@ class Descent:
         while self.step < self.end:
             terms = self.one_epoch(x)
             epoch = self._judge(terms, None if held_out is None else self.evaluate(held_out))
-            if self.stale >= self.recipe.n_iter_no_change and self.end - self.step > TAIL * self._steps(x):
+            stalled = held_out is not None and self.stale >= self.recipe.n_iter_no_change
+            if stalled and self.end - self.step > TAIL * self._steps(x):
                 self.anneal_from, self.end = self.step, self.step + TAIL * self._steps(x)
             yield epoch._replace(finished=self.step >= self.end)
 

@@ -90,7 +90,8 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         Hold out `validation_fraction` of the rows; when the objective on them has not improved, by `tol`
         relative, for `n_iter_no_change` epochs, anneal the learning rate and stop; keep the best epoch if the
         improvement over the start, row by row, is more than three standard errors, else keep the start,
-        which is PCA of all rows. A fit is thus not made worse than its start by chance.
+        which is PCA of all rows. A fit is thus not made worse than its start by chance. False trains on every
+        row for all of `max_iter` epochs.
     validation_fraction : float, default=0.1
         At least 40 rows are held out, or a quarter of the rows if there are fewer than 160.
     n_iter_no_change : int, default=10

@@ -213,10 +213,10 @@ def _recipe(settings: Settings, parts: Parts, n: int, codec: Codec) -> Recipe:
         corruption=parts.corruption,
         constraint=parts.constraint,
         batch_size=batch,
-        learning_rate=auto.learning_rate(codec)
+        learning_rate=auto.learning_rate(codec, settings.start)
         if isinstance(settings.learning_rate_init, str)
         else settings.learning_rate_init,
-        max_iter=settings.max_iter if isinstance(settings.max_iter, int) else auto.max_iter(n, batch),
+        max_iter=settings.max_iter if isinstance(settings.max_iter, int) else auto.max_iter(n, batch, settings.start),
         decay=DECAY if isinstance(settings.weight_decay, str) else settings.weight_decay,
         n_iter_no_change=settings.n_iter_no_change,
         tol=settings.tol,
