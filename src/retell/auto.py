@@ -16,9 +16,23 @@ from retell.corruptions import Nothing
 from retell.objective import Objective
 from retell.penalties import L1, Contractive
 
-__all__ = ["constraint", "device", "dtype", "n_components", "warn_identity"]
+__all__ = [
+    "WEIGHT_DECAY",
+    "batch_size",
+    "constraint",
+    "device",
+    "dtype",
+    "held_out_rows",
+    "hidden_layer_sizes",
+    "learning_rate",
+    "max_iter",
+    "n_components",
+    "warn_identity",
+]
 
 Array = npt.NDArray[Any]
+
+WEIGHT_DECAY = 0.4  # of nonlinear paths beside linear ones
 
 
 def n_components(given: Any, variances: Array) -> int:

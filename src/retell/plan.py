@@ -28,9 +28,7 @@ __all__ = ["Parts", "Plan", "build_codec", "make_plan"]
 Array = npt.NDArray[Any]
 Widths = tuple[tuple[int, ...], tuple[int, ...]]
 
-
 MOST_FACTORS = 32  # a row's posterior is a matrix of as many rows and columns
-DECAY = 0.4  # what weight_decay="auto" means
 
 
 @dataclass(frozen=True)
@@ -217,7 +215,7 @@ def _recipe(settings: Settings, parts: Parts, n: int, codec: Codec) -> Recipe:
         if isinstance(settings.learning_rate_init, str)
         else settings.learning_rate_init,
         max_iter=settings.max_iter if isinstance(settings.max_iter, int) else auto.max_iter(n, batch, settings.start),
-        decay=DECAY if isinstance(settings.weight_decay, str) else settings.weight_decay,
+        decay=auto.WEIGHT_DECAY if isinstance(settings.weight_decay, str) else settings.weight_decay,
         n_iter_no_change=settings.n_iter_no_change,
         tol=settings.tol,
     )

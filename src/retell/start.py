@@ -132,9 +132,9 @@ def _bias(net: Net) -> Tensor:
 
 def _fit_decoder(codec: Codec, decoder: Affine, x: Tensor, loss: Any) -> None:
     """V by least squares from the codes, where σ is not the identity and PCA's axes are not the answer."""
-    h = codec.encode(x).double()
-    target = loss.link(x).double() - codec.decode(codec.encode(x)).double()
-    off = h - h.mean(0)
+    h = codec.encode(x)
+    target = loss.link(x).double() - codec.decode(h).double()
+    off = h.double() - h.double().mean(0)
     gram = off.T @ off / len(off)
     gram += 1e-6 * gram.diagonal().mean().clamp(min=1e-12) * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     change = torch.linalg.solve(gram, off.T @ (target - target.mean(0)) / len(off)).T
