@@ -14,7 +14,7 @@ from scipy.optimize import minimize
 from sklearn.datasets import load_breast_cancer, load_digits, load_wine
 from sklearn.decomposition import PCA
 
-from retell import Autoencoder, Codec, Gaussian, Identity, Mask, mirror, mlp
+from retell import Autoencoder, Codec, Corrupted, Gaussian, Identity, Mask, mirror, mlp
 
 
 def standard(X):
@@ -185,7 +185,9 @@ def copies(x, corruption):
 
 
 def value_of(codec, x, objective, corruption):
-    return sum(share * sum(objective(codec(x, copy)).values()) for share, copy in copies(x, corruption))
+    return sum(
+        share * sum(objective(codec(x, Corrupted(copy, copy != x))).values()) for share, copy in copies(x, corruption)
+    )
 
 
 def least_value(x, K, tied, objective, corruption):

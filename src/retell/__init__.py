@@ -7,17 +7,42 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from retell.activations import Identity, ReLU, Sigmoid, Softplus, Tanh, TopK
+    from retell.activations import (
+        BatchTopK,
+        Gated,
+        Identity,
+        JumpReLU,
+        ReLU,
+        Sample,
+        Sigmoid,
+        Softplus,
+        Tanh,
+        TopK,
+    )
     from retell.codec import Codec
-    from retell.constraints import Free, UnitNorm, UnitRMS
-    from retell.corruptions import Gaussian, Mask, Nothing
+    from retell.constraints import Free, NonNegative, UnitNorm, UnitRMS
+    from retell.corruptions import Gaussian, Mask, Nothing, SaltAndPepper, Swap, Uniform
+    from retell.densities import Bernoulli, Exponential, Laplace, Normal
     from retell.estimator import Autoencoder, load
     from retell.grammar import parse
-    from retell.losses import BCE, MSE, Huber
+    from retell.losses import BCE, MSE, Hidden, Huber, Likelihood, Nested, Poisson
     from retell.networks import mirror, mlp
     from retell.objective import Objective, Term
-    from retell.parts import Part, Pass
-    from retell.penalties import KL, L1, L2, Contractive
+    from retell.parts import Corrupted, Part, Pass
+    from retell.penalties import (
+        KL,
+        L0,
+        L1,
+        L2,
+        AuxK,
+        Contractive,
+        GateL1,
+        GateMSE,
+        L1Weights,
+        Prior,
+        StudentT,
+        ToNormal,
+    )
     from retell.schedules import Cosine, Warmup
     from retell.store import CheckpointError, ModelFileError
 
@@ -25,28 +50,55 @@ __version__ = "0.1.0"
 
 # Where each public word lives. Modules are imported when a word is first used, so that the command line
 # can answer --help without waiting for torch.
-_HOMES = {
-    "activations": ("Identity", "ReLU", "Sigmoid", "Softplus", "Tanh", "TopK"),
+_HOMES: dict[str, tuple[str, ...]] = {
+    "activations": (
+        "BatchTopK",
+        "Gated",
+        "Identity",
+        "JumpReLU",
+        "ReLU",
+        "Sample",
+        "Sigmoid",
+        "Softplus",
+        "Tanh",
+        "TopK",
+    ),
     "codec": ("Codec",),
-    "constraints": ("Free", "UnitNorm", "UnitRMS"),
-    "corruptions": ("Gaussian", "Mask", "Nothing"),
+    "constraints": ("Free", "NonNegative", "UnitNorm", "UnitRMS"),
+    "corruptions": ("Gaussian", "Mask", "Nothing", "SaltAndPepper", "Swap", "Uniform"),
+    "densities": ("Bernoulli", "Exponential", "Laplace", "Normal"),
     "estimator": ("Autoencoder", "load"),
     "grammar": ("parse",),
-    "losses": ("BCE", "MSE", "Huber"),
+    "losses": ("BCE", "MSE", "Hidden", "Huber", "Likelihood", "Nested", "Poisson"),
     "networks": ("mirror", "mlp"),
     "objective": ("Objective", "Term"),
-    "parts": ("Part", "Pass"),
-    "penalties": ("KL", "L1", "L2", "Contractive"),
+    "parts": ("Corrupted", "Part", "Pass"),
+    "penalties": (
+        "KL",
+        "L0",
+        "L1",
+        "L2",
+        "AuxK",
+        "Contractive",
+        "GateL1",
+        "GateMSE",
+        "L1Weights",
+        "Prior",
+        "StudentT",
+        "ToNormal",
+    ),
     "schedules": ("Cosine", "Warmup"),
     "store": ("CheckpointError", "ModelFileError"),
 }
 _HOME = {word: module for module, words in _HOMES.items() for word in words}
 
 __all__ = [
-    "BCE", "KL", "L1", "L2", "MSE", "Autoencoder", "CheckpointError", "Codec", "Contractive", "Cosine", "Free",
-    "Gaussian", "Huber", "Identity", "Mask", "ModelFileError", "Nothing", "Objective", "Part", "Pass", "ReLU",
-    "Sigmoid", "Softplus", "Tanh", "Term", "TopK", "UnitNorm", "UnitRMS", "Warmup", "load", "mirror", "mlp",
-    "parse",
+    "BCE", "KL", "L0", "L1", "L2", "MSE", "Autoencoder", "AuxK", "BatchTopK", "Bernoulli", "CheckpointError",
+    "Codec", "Contractive", "Corrupted", "Cosine", "Exponential", "Free", "GateL1", "GateMSE", "Gated", "Gaussian",
+    "Hidden", "Huber", "Identity", "JumpReLU", "L1Weights", "Laplace", "Likelihood", "Mask", "ModelFileError",
+    "Nested", "NonNegative", "Normal", "Nothing", "Objective", "Part", "Pass", "Poisson", "Prior", "ReLU",
+    "SaltAndPepper", "Sample", "Sigmoid", "Softplus", "StudentT", "Swap", "Tanh", "Term", "ToNormal", "TopK",
+    "Uniform", "UnitNorm", "UnitRMS", "Warmup", "load", "mirror", "mlp", "parse",
 ]  # fmt: skip
 
 

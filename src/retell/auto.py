@@ -14,7 +14,7 @@ from retell.codec import Codec
 from retell.constraints import Free, UnitNorm, UnitRMS
 from retell.corruptions import Nothing
 from retell.objective import Objective
-from retell.penalties import L1, Contractive
+from retell.penalties import L1, Contractive, Prior, StudentT
 
 __all__ = [
     "WEIGHT_DECAY",
@@ -58,10 +58,16 @@ def n_components(given: Any, variances: Array) -> int:
 def constraint(objective: Objective, code_activation: Any, *, deep: bool, tied: bool) -> Any:
     """What keeps a penalty from being escaped by shrinking the code and growing the decoder.
 
-    With L1, Contractive or a sparse code: UnitNorm on a linear decoder, UnitRMS with a deep one, nothing
-    where weights are tied (the decoder can't grow alone).
+    With L1, StudentT, Contractive, a prior on the code, or a sparse code: UnitNorm on a linear decoder, UnitRMS
+    with a deep one, nothing where weights are tied (the decoder can't grow alone). The reconstruction's own
+    contraction can't be escaped.
     """
-    escapable = code_activation.sparse or any(isinstance(term, L1 | Contractive) for term in objective.terms)
+    escapable = code_activation.sparse or any(
+        isinstance(term, L1 | StudentT)
+        or (isinstance(term, Contractive) and term.of == "code")
+        or (isinstance(term, Prior) and term.on == "code")
+        for term in objective.terms
+    )
     if not escapable or tied:
         return Free()
     return UnitRMS() if deep else UnitNorm()

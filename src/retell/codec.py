@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from retell.networks import Net
-from retell.parts import Pass
+from retell.parts import Corrupted, Pass
 
 __all__ = ["Codec"]
 
@@ -24,6 +24,19 @@ class Codec(nn.Module):
         σ, already bound to K units.
     centre : Tensor of shape (D,)
         What the encoder reads where a cell was not seen.
+    learns_scale : bool, default=False
+        Whether there is a `log_scale`, for a likelihood that learns its noise.
+
+    Attributes
+    ----------
+    log_scale : Parameter or None
+        Logarithm of the noise's scale, one number.
+    idle : Tensor of shape (K,)
+        Rows that the solver has seen since each unit was last active.
+    rms : Tensor of shape (K,)
+        Root mean square of each unit over the training rows; 1 until a fit has ended.
+    n_rows : int
+        How many rows share a prior on the weights; 1 until a fit says otherwise.
 
     Examples
     --------
@@ -40,13 +53,21 @@ class Codec(nn.Module):
     """
 
     centre: Tensor
+    idle: Tensor
+    rms: Tensor
 
-    def __init__(self, encoder: Net, code_activation: Any, decoder: Net, centre: Tensor) -> None:
+    def __init__(
+        self, encoder: Net, code_activation: Any, decoder: Net, centre: Tensor, *, learns_scale: bool = False
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.code_activation = code_activation
         self.decoder = decoder
         self.register_buffer("centre", centre, persistent=False)
+        self.register_buffer("idle", torch.zeros(self.n_units))
+        self.register_buffer("rms", torch.ones(self.n_units))
+        self.log_scale = nn.Parameter(torch.zeros(())) if learns_scale else None
+        self.n_rows = 1
 
     def fill(self, x: Tensor) -> Tensor:
         """x with the centre in unseen cells."""
@@ -62,11 +83,27 @@ class Codec(nn.Module):
         x_hat: Tensor = self.decoder(h)
         return x_hat
 
-    def forward(self, x: Tensor, corrupted: Tensor | None = None, generator: Generator | None = None) -> Pass:
-        """The pass of x, encoded from its corrupted copy if there is one."""
-        a = self.encoder(self.fill(x if corrupted is None else corrupted))
-        h = self.code_activation(a)
-        return Pass(self, self.fill(x), ~torch.isnan(x), a, h, self.decode(h), generator)
+    def forward(self, x: Tensor, corrupted: Corrupted | None = None, generator: Generator | None = None) -> Pass:
+        """The pass of x, encoded from its corrupted copy if there is one; with a generator codes are drawn."""
+        seen = ~torch.isnan(x)
+        read, hit, emphasis = corrupted or Corrupted(x, torch.zeros_like(seen))
+        weight = torch.where(hit, emphasis, 1.0).to(x) * seen
+        a = self.encoder(self.fill(read))
+        drawn = generator is not None and hasattr(self.code_activation, "sample")
+        h = self.code_activation.sample(a, generator) if drawn else self.code_activation(a)
+        return Pass(self, self.fill(x), seen, hit, weight, a, h, self.decode(h), generator)
+
+    def as_pass(self, x: Tensor, h: Tensor, unit: Tensor | float) -> Pass:
+        """The pass of x (N, D) with the codes h (N, K), wherever they come from."""
+        seen = ~torch.isnan(x)
+        return Pass(self, self.fill(x), seen, ~seen, seen.to(x), h, h, self.decode(h.to(self.centre)), None, unit)
+
+    @torch.no_grad()
+    def observe(self, p: Pass) -> None:
+        """Told by the loop, once a step: what is counted is counted here, never inside `forward`."""
+        self.code_activation.observe(p)
+        self.idle += len(p.h)
+        self.idle[(p.h != 0).any(0)] = 0
 
     def affines(self) -> list[Any]:
         """Every affine map of f and g."""
@@ -90,6 +127,11 @@ class Codec(nn.Module):
     def n_units(self) -> int:
         """K, the width of the code."""
         return int(self.decoder.affines()[0].weight.shape[1])
+
+    @property
+    def n_outputs(self) -> int:
+        """The encoder's outputs: one or more for each code unit."""
+        return int(self.encoder.last.weight.shape[0])
 
     @property
     def tied(self) -> bool:

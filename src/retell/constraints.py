@@ -12,7 +12,7 @@ from torch import Tensor
 
 from retell.parts import Part
 
-__all__ = ["Free", "UnitNorm", "UnitRMS"]
+__all__ = ["Free", "NonNegative", "UnitNorm", "UnitRMS"]
 
 
 class Free(Part):
@@ -46,6 +46,28 @@ class UnitNorm(Part):
     def tangent(self, dictionary: Tensor, gradient: Tensor) -> None:
         """g_k <- g_k - v_k (v_k · g_k), in place: the part of the step that would change the norm."""
         gradient -= dictionary * (dictionary * gradient).sum(0)
+
+    def unit(self, h: Tensor) -> Tensor | float:
+        return 1.0
+
+
+class NonNegative(Part):
+    """V >= 0: rows are sums of the decoder's columns, never differences
+
+    References
+    ----------
+    Lee & Seung 1999, "Learning the parts of objects by non-negative matrix factorization".
+    """
+
+    letter = "Π"
+
+    def project(self, dictionary: Tensor) -> None:
+        """V <- max(V, 0), in place."""
+        dictionary.clamp_(min=0)
+
+    def tangent(self, dictionary: Tensor, gradient: Tensor) -> None:
+        """Zero, in place, where a step down the gradient would leave the boundary."""
+        gradient.masked_fill_((dictionary <= 0) & (gradient > 0), 0)
 
     def unit(self, h: Tensor) -> Tensor | float:
         return 1.0

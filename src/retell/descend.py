@@ -125,10 +125,12 @@ class Descent:
         order = row_order(self.seed, self.epoch, len(x)).to(x.device)
         noise = generator(self.seed, NOISE, self.epoch, device=x.device)
         sums = dict.fromkeys(self.recipe.objective.names, torch.zeros((), dtype=x.dtype, device=x.device))
+        self.codec.train()
         for rows in torch.tensor_split(order, self._steps(x)):
             rate = self.recipe.learning_rate * (1.0 if constant_rate else self.share(self._steps(x)))
             terms = self.one_step(x[rows], noise, rate)
             sums = {name: sums[name] + len(rows) * value for name, value in terms.items()}
+        self.codec.train(False)
         self.epoch += 1
         return {name: float(value) / len(x) for name, value in sums.items()}
 
@@ -148,7 +150,7 @@ class Descent:
         if dictionary is not None:
             with torch.no_grad():
                 recipe.constraint.project(dictionary)
-        self.codec.code_activation.observe(p)
+        self.codec.observe(p)
         self.step += 1
         return {name: value.detach() for name, value in terms.items()}
 
@@ -184,8 +186,7 @@ class Descent:
         if not accepted:
             self.best_loss = float(self.first_rows.mean())
         with torch.no_grad():
-            for name, value in (self.best if accepted else self.first).items():
-                self.parameters[name].copy_(value)
+            self.codec.load_state_dict(self.best if accepted else self.first)
 
     def state(self) -> dict[str, Tensor]:
         """Everything needed to go on after this epoch and end in the same bits.
@@ -208,16 +209,15 @@ class Descent:
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take up a state that `state` gave."""
-        with torch.no_grad():
-            for name, value in self.parameters.items():
-                value.copy_(state[f"codec/{name}"])
-                self.optimizer.state[value] = {
-                    moment: state[f"{moment}/{name}"].to(value.device) for moment in ("exp_avg", "exp_avg_sq", "step")
-                }
-        self.best, self.first = (
-            {name: state[f"{kind}/{name}"].to(value.device) for name, value in self.parameters.items()}
-            for kind in ("best", "first")
+        codec, self.best, self.first = (
+            {name: state[f"{kind}/{name}"].to(value.device) for name, value in self.codec.state_dict().items()}
+            for kind in ("codec", "best", "first")
         )
+        self.codec.load_state_dict(codec)
+        for name, value in self.parameters.items():
+            self.optimizer.state[value] = {
+                moment: state[f"{moment}/{name}"].to(value.device) for moment in ("exp_avg", "exp_avg_sq", "step")
+            }
         self.first_rows, self.best_rows = state["first_rows"], state["best_rows"]
         epoch, step, stale, self.anneal_from, self.end, self.best_loss = state["numbers"].tolist()
         self.epoch, self.step, self.stale = int(epoch), int(step), int(stale)
@@ -255,4 +255,4 @@ class Descent:
         return [{"params": some, "share": share, "weight_decay": decay} for (share, decay), some in groups.items()]
 
     def _copy(self) -> dict[str, Tensor]:
-        return {name: value.detach().clone() for name, value in self.parameters.items()}
+        return {name: value.clone() for name, value in self.codec.state_dict().items()}

@@ -7,32 +7,48 @@ import sys
 from collections.abc import Iterable, Iterator
 from copy import copy
 from dataclasses import asdict, replace
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import assert_all_finite, check_array, check_is_fitted, validate_data
 
 from retell import auto, model_file
-from retell.completion import filler
-from retell.density import Density
 from retell.descend import Epoch
 from retell.grammar import read_parts
-from retell.inference import Inference
 from retell.metrics import explained_variance
-from retell.model_file import Fitted, Model
+from retell.model_file import Model
 from retell.parts import Part
 from retell.plan import Parts, make_plan
+from retell.reader import Reader
+from retell.record import record
 from retell.rows.arrays import check_finite, check_kinds, check_support, unmasked
-from retell.seeds import HIDE, generator, seed_of
+from retell.seeds import seed_of
 from retell.settings import Settings, as_settings
 from retell.training import Training, seed_in
 
-__all__ = ["Autoencoder", "load"]
+__all__ = ["Autoencoder", "LogJoint", "load"]
 
 Array = npt.NDArray[Any]
+
+
+class LogJoint(NamedTuple):
+    """log p(x, h) per row and its parts, in nats.
+
+    Parameters
+    ----------
+    x_given_h, h : ndarray of shape (N,)
+        log p(x | h) and log p(h).
+    """
+
+    x_given_h: Array
+    h: Array
+
+    @property
+    def total(self) -> Array:
+        """log p(x, h) (N,)."""
+        return self.x_given_h + self.h
 
 
 class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
@@ -106,6 +122,10 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         1 tells on standard error which solver and why, and every epoch.
     start : {"auto", "random"}, default="auto"
         The first weights: from the data (PCA), or random.
+    inference : {"encoder", "map"}, default="encoder"
+        Whose codes `transform` and all that builds on it give: the encoder's, or for each row the code that
+        minimises the objective, the decoder fixed (the posterior mode, where the objective is a density). The
+        fit itself is the same. May be changed on a fitted model.
 
     Attributes
     ----------
@@ -182,6 +202,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         random_state: Any = None,
         verbose: int = 0,
         start: str = "auto",
+        inference: str = "encoder",
     ) -> None:
         self.n_components = n_components
         self.hidden_layer_sizes = hidden_layer_sizes
@@ -209,6 +230,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         self.random_state = random_state
         self.verbose = verbose
         self.start = start
+        self.inference = inference
 
     def fit(self, X: Any, y: Any = None, *, checkpoint: str | os.PathLike[str] | None = None) -> Self:
         """Learn the code of rows X (N, D); y is ignored.
@@ -283,7 +305,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
                 plan.adopt(self.codec_, self.scaling_, self._factors, rows)
             self._training = Training(plan)
         plan = self._training.plan
-        plan.x = plan.scaling.to(rows)
+        plan.x, plan.train = plan.scaling.to(rows), np.arange(len(rows))
         self._training.more(plan.x)
         self._take(self._training, names)
         return self
@@ -292,7 +314,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         """The codes (N, K) of rows X (N, D). A row's code does not depend on the other rows, to the bit."""
         check_is_fitted(self)
         rows = self._rows(X)
-        return self._inference.encode(self.scaling_.to(rows)).astype(rows.dtype, copy=False)
+        return self._encode(self.scaling_.to(rows)).astype(rows.dtype, copy=False)
 
     def inverse_transform(self, H: Any) -> Any:
         """The rows (N, D), in their own units, that codes H (N, K) stand for."""
@@ -303,7 +325,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         assert_all_finite(H, input_name="H")  # a code has no holes
         if H.shape[1] != self.n_components_:
             raise ValueError(f"H has {H.shape[1]} columns, this model's codes have {self.n_components_}")
-        return self.scaling_.back(self._decode(H)).astype(H.dtype, copy=False)
+        return self.scaling_.back(self._reader.decode(H)).astype(H.dtype, copy=False)
 
     def reconstruct(self, X: Any, *, keep_seen: bool = False) -> Any:
         """What the model makes of rows X (N, D), in their own units; never NaN.
@@ -343,10 +365,54 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         """
         check_is_fitted(self)
         x = self.scaling_.to(self._rows(X))
-        h = self._inference.encode(x)
-        volume = np.where(np.isnan(x), 0.0, self.scaling_.log_density).sum(1)
-        result: Array = self.density_.log_rows(x - self._decode(h), h) + volume
+        h = self._encode(x)
+        result: Array = self.density_.log_rows(x - self._reader.decode(h), h) + self._volume(x)
         return result
+
+    def log_joint(self, X: Any) -> LogJoint:
+        """log p(x, h) = log p(x | h) + log p(h) per row, of the objective's own densities.
+
+        Parameters
+        ----------
+        X : array or frame of shape (N, D)
+
+        Returns
+        -------
+        LogJoint
+            Arrays (N,), in nats, with respect to the rows' own units; unseen cells say nothing.
+
+        Raises
+        ------
+        ValueError
+            If the objective is not one `Likelihood` plus one `Prior` on the code, with coefficients of 1 (priors
+            on weights apart).
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_wine
+        >>> from retell import Autoencoder, Likelihood, Normal, Prior
+        >>> objective = Likelihood(Normal(scale=0.5)) + Prior(Normal(scale=1.0))
+        >>> model = Autoencoder(2, hidden_layer_sizes=(), objective=objective, random_state=0).fit(load_wine().data)
+        >>> model.log_joint(load_wine().data).total.shape
+        (178,)
+        """
+        check_is_fitted(self)
+        x = self.scaling_.to(self._rows(X))
+        likelihood, prior = self._reader.log_joint(x, self._encode(x))
+        return LogJoint(likelihood + self._volume(x), prior)
+
+    def amortization_gap(self, X: Any) -> Array:
+        """By how much the code of least objective beats the encoder's, per row (N,), in units of the objective.
+
+        Never negative, and 0 where the encoder is as good as optimisation.
+
+        Raises
+        ------
+        ValueError
+            If the objective of a row is not a function of its code alone.
+        """
+        check_is_fitted(self)
+        return self._reader.optimise(self.scaling_.to(self._rows(X)))[1]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model folder `path`, all or nothing; `retell.load` reads it."""
@@ -432,58 +498,27 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             check_support(rows, loss.support, loss, names)
         return rows, names
 
+    def _encode(self, x: Array) -> Array:
+        """Scaled rows to their codes."""
+        return self._reader.encode(x, self.inference)
+
     def _reconstruct(self, x: Array) -> Array:
         """Scaled rows to their reconstructions, scaled space."""
-        return self._decode(self._inference.encode(x))
+        return self._reader.reconstruct(x, self.inference)
 
-    def _decode(self, h: Array) -> Array:
-        """Codes to reconstructions, scaled space."""
-        x_hat = torch.from_numpy(self._inference.decode(h))
-        mean: Array = self.objective_.loss.mean(x_hat).double().numpy()
-        return mean
+    def _volume(self, x: Array) -> Array:
+        """What log densities (N,) of scaled rows lack to be those of the rows in their own units."""
+        volume: Array = np.where(np.isnan(x), 0.0, self.scaling_.log_density).sum(1)
+        return volume
 
     def _take(self, training: Training, names: Any) -> None:
         """Settle the fitted attributes."""
-        plan, epochs = training.plan, training.history
-        self._inference, self.objective_ = Inference(plan.codec), plan.parts.objective
-        h = self._inference.encode(plan.x)
-        x_hat = self._decode(h)
-        judged = plan.held_out if len(plan.held_out) else np.arange(len(plan.x))
-        centre = plan.scaling.centre
-        fill = filler(
-            plan.x[judged] - centre, plan.factors, lambda rows: self._reconstruct(rows + centre) - centre,
-            generator(plan.seed, HIDE),
-        )  # fmt: skip
-        history = {name: [e.terms[name] for e in epochs] for name in plan.parts.objective.names}
-        history |= {f"held-out {name}": [e.held_out[name] for e in epochs] for name in history if epochs[0].held_out}
-        fitted = Fitted(
-            n_features=plan.x.shape[1],
-            columns=None if names is None else [str(name) for name in names],
-            n_components=plan.codec.n_units,
-            encoder=plan.widths[0],
-            decoder=plan.widths[1],
-            constraint=repr(plan.parts.constraint),
-            solver=plan.solver,
-            dtype=str(plan.codec.centre.dtype).removeprefix("torch."),
-            seed=plan.seed,
-            n_iter=len(epochs),
-            stopped_by=training.stopped_by,
-            filler=fill,
-            n_factors=plan.factors.loadings.shape[1],
-            best_loss=training.descent.best_loss,
-            score=explained_variance(plan.x[judged], x_hat[judged]),
-            pca_score=plan.pca_score(judged),
-            loss_curve=[sum(e.terms.values()) for e in epochs],
-            validation_scores=[e.score for e in epochs if e.score is not None],
-            history=history,
-        )
-        density = Density.fit(plan.x[judged] - x_hat[judged], h)
-        self._become(Model(plan.settings, fitted, plan.parts, plan.codec, plan.scaling, density, plan.factors))
+        self._become(record(training, None if names is None else [str(name) for name in names]))
 
     def _become(self, model: Model) -> None:
         """Set the attributes that make this a fitted estimator."""
         self._model = model
-        self._inference = Inference(model.codec)
+        self._reader = Reader(model.codec, model.parts.objective, model.parts.constraint)
         self.codec_, self.scaling_, self.density_ = model.codec, model.scaling, model.density
         self._factors, self.objective_ = model.factors, model.parts.objective
         self.n_features_in_ = model.fitted.n_features

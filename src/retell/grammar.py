@@ -17,7 +17,7 @@ from itertools import combinations
 from types import MappingProxyType
 from typing import Any
 
-from retell import activations, constraints, corruptions, losses, penalties, schedules
+from retell import activations, constraints, corruptions, densities, losses, penalties, schedules
 from retell.objective import Objective, Term, as_objective
 from retell.parts import Part
 from retell.plan import Parts
@@ -32,13 +32,14 @@ LETTERS = {
     "J": ("an objective", "objective"),
     "Π": ("a constraint", "constraint"),
     "λ": ("a schedule", "coefficient"),
+    "p": ("a density", "Likelihood or Prior"),
 }
 
 
 @cache
 def vocabulary() -> Mapping[str, type[Part]]:
     """Every part that retell brings, by name."""
-    modules = (activations, corruptions, schedules, constraints, losses, penalties)
+    modules = (activations, corruptions, schedules, constraints, densities, losses, penalties)
     return MappingProxyType({name: getattr(module, name) for module in modules for name in module.__all__})
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from retell.codec import Codec
 from retell.networks import Affine, Net
 
-__all__ = ["Inference", "in_blocks", "pad"]
+__all__ = ["Inference", "in_blocks", "pad", "padded"]
 
 Array = npt.NDArray[Any]
 
@@ -38,10 +38,9 @@ class Inference:
     """
 
     def __init__(self, codec: Codec) -> None:
-        self.n_columns, self.n_units = len(codec.centre), codec.n_units
+        self.n_columns, self.n_units, self.n_outputs = len(codec.centre), codec.n_units, codec.n_outputs
         self.centre = codec.centre
-        self.encoder, self.decoder = _padded(codec.encoder), _padded(codec.decoder)
-        self.code_activation = codec.code_activation
+        self.wide = padded(codec)
 
     def encode(self, x: Array) -> Array:
         """Scaled rows (N, D), NaN where unseen, to codes (N, K)."""
@@ -50,10 +49,10 @@ class Inference:
 
     def decode(self, h: Array) -> Array:
         """Codes (N, K) to the decoder's outputs (N, D)."""
-        return in_blocks(self.decoder, h, self.n_columns, like=self.centre)
+        return in_blocks(self.wide.decoder, h, self.n_columns, like=self.centre)
 
     def _encode(self, x: Tensor) -> Tensor:
-        h: Tensor = self.code_activation(self.encoder(x)[:, : self.n_units].contiguous())
+        h: Tensor = self.wide.code_activation(self.wide.encoder(x)[:, : self.n_outputs].contiguous())
         return h
 
 
@@ -86,6 +85,14 @@ def pad(matrix: Tensor) -> Tensor:
     matrix = matrix.detach()
     height, width = matrix.shape
     return torch.nn.functional.pad(matrix, (0, _round_up(width) - width, 0, _round_up(height) - height))
+
+
+def padded(codec: Codec) -> Codec:
+    """A frozen copy of a codec, its columns and units padded to multiples of 16; σ is shared and stays as wide."""
+    wide = Codec(_padded(codec.encoder), codec.code_activation, _padded(codec.decoder), pad(codec.centre[None])[0])
+    if codec.log_scale is not None:
+        wide.log_scale = torch.nn.Parameter(codec.log_scale.detach().clone(), requires_grad=False)
+    return wide
 
 
 def _padded(net: Net) -> Net:

@@ -1,4 +1,4 @@
-"""L(x, x̂), a value per cell.
+"""L(x, x̂), a value per cell, or for a `Likelihood` one per row.
 
 `support` is where data may lie; where it is bounded the rows are not scaled. `mean` is the link: it
 turns the decoder's output into a reconstruction; `link` is its inverse, for a data-aware start.
@@ -7,16 +7,22 @@ turns the decoder's output into a reconstruction; `link` is its inverse, for a d
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
+from torch.distributions import Poisson as TorchPoisson
 from torch.nn import functional
 
+from retell.densities import Bernoulli, Normal
 from retell.objective import Term
-from retell.parts import Pass
+from retell.parts import Part, Pass
 
-__all__ = ["BCE", "MSE", "Huber"]
+if TYPE_CHECKING:
+    from retell.codec import Codec
+
+__all__ = ["BCE", "MSE", "Hidden", "Huber", "Likelihood", "Nested", "Poisson"]
 
 
 class MSE(Term):
@@ -33,6 +39,9 @@ class MSE(Term):
 
     def link(self, mean: Tensor) -> Tensor:
         return mean
+
+    def density(self, n_rows: int, n_features: int) -> tuple[Any, str, None]:
+        return Normal(), "x", None
 
 
 class Huber(Term):
@@ -78,3 +87,212 @@ class BCE(Term):
 
     def link(self, mean: Tensor) -> Tensor:
         return torch.logit(mean, eps=1e-3)
+
+    def density(self, n_rows: int, n_features: int) -> tuple[Any, str, float]:
+        return Bernoulli(), "x", 1 / n_features
+
+
+class Poisson(Term):
+    """L = exp(x̂) - x x̂ + log x!
+
+    The negative logarithm of the Poisson density of counts x with rate exp(x̂), which is the reconstruction.
+    It is also the density in ``Likelihood(Poisson())``. The rows are not scaled.
+    """
+
+    letter = "L"
+    support: ClassVar[tuple[float, float]] = (0.0, math.inf)
+
+    def __call__(self, p: Pass) -> Tensor:
+        return p.x_hat.exp() - p.x * p.x_hat + torch.lgamma(p.x + 1)
+
+    def mean(self, x_hat: Tensor) -> Tensor:
+        return x_hat.exp()
+
+    def link(self, mean: Tensor) -> Tensor:
+        return mean.clamp(min=1e-3).log()
+
+    def at(self, location: Tensor, scale: Tensor) -> Distribution:
+        return TorchPoisson(location.exp(), validate_args=False)
+
+    def power(self, rate: float) -> Poisson:
+        if not math.isclose(rate, 1.0):
+            raise ValueError(f"{self!r} to the power {rate:g} is no density of this kind: its coefficient must be 1")
+        return self
+
+    def penalty(self, on: str, n: int, D: int) -> tuple[str, float] | None:
+        return ("Poisson()", float(D)) if on == "x" else None
+
+    def density(self, n_rows: int, n_features: int) -> tuple[Any, str, float]:
+        return self, "x", 1 / n_features
+
+
+class Likelihood(Term):
+    """L = -Σ_d log p(x_d | x̂_d), in nats a row
+
+    All constants included, over the seen cells. A density without a scale learns it.
+
+    Parameters
+    ----------
+    p : Part
+        Normal, Laplace, Bernoulli, Poisson or StudentT.
+
+    Examples
+    --------
+    >>> from retell import Laplace, Likelihood, Normal, Prior
+    >>> Likelihood(Normal(scale=0.5)) + Prior(Laplace(scale=0.1))
+    Likelihood(Normal(scale=0.5)) + Prior(Laplace(scale=0.1))
+    """
+
+    letter = "L"
+    p: Part
+
+    def __post_init__(self) -> None:
+        if not hasattr(self.p, "link") and not hasattr(self.p, "df"):
+            raise ValueError(
+                f"a likelihood needs a density of the data, such as Normal() or Bernoulli(), got {self.p!r}"
+            )
+
+    def __call__(self, p: Pass) -> Tensor:
+        return -(self.log_cells(p) * p.weight).sum(1)
+
+    def log_cells(self, p: Pass) -> Tensor:
+        """log p(x | x̂) of each cell (N, D), unseen ones included."""
+        density: Any = self.p
+        scale = torch.as_tensor(1.0 if self.learned else getattr(density, "scale", 1.0)).to(p.x)
+        if self.learned and p.codec.log_scale is not None:
+            scale = p.codec.log_scale.exp()
+        log_p: Tensor = density.at(p.x_hat, scale).log_prob(p.x)
+        return log_p
+
+    @property
+    def learned(self) -> bool:
+        """Whether the scale is learned."""
+        return getattr(self.p, "scale", 1.0) is None
+
+    def check(self, codec: Codec) -> None:
+        if self.learned and codec.log_scale is None:
+            raise ValueError(f"{self!r} learns its scale, and this codec was built with learns_scale=False")
+
+    @property
+    def support(self) -> tuple[float, float]:
+        support: tuple[float, float] = self.p.support  # type: ignore[attr-defined]  # a density has one
+        return support
+
+    def mean(self, x_hat: Tensor) -> Tensor:
+        mean: Tensor = self.p.mean(x_hat)  # type: ignore[attr-defined]
+        return mean
+
+    def link(self, mean: Tensor) -> Tensor:
+        link: Tensor = self.p.link(mean)  # type: ignore[attr-defined]
+        return link
+
+    def density(self, n_rows: int, n_features: int) -> tuple[Any, str, float]:
+        return self.p, "x", 1.0
+
+
+class Nested(Term):
+    """L = mean over m of loss(x, g(h_1 ... h_m, 0 ...)),  m each of the prefixes and K
+
+    Every prefix of the code is a code: the first units carry the most.
+
+    Parameters
+    ----------
+    loss : Term
+        The loss of each prefix.
+    prefixes : tuple of int
+        How many units each prefix has, from 1 to below K; the whole code is always one more.
+
+    References
+    ----------
+    Rippel et al. 2014, "Learning Ordered Representations with Nested Dropout"; Bussmann et al. 2025, "Learning
+    Multi-Level Features with Matryoshka Sparse Autoencoders".
+    """
+
+    letter = "L"
+    loss: Term
+    prefixes: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        _check_loss(self, self.loss)
+        whole = isinstance(self.prefixes, tuple) and all(isinstance(m, int) and m >= 1 for m in self.prefixes)
+        if not (whole and self.prefixes):
+            raise ValueError(f"Nested: prefixes must be a tuple of whole numbers from 1 on, got {self.prefixes!r}")
+
+    def __call__(self, p: Pass) -> Tensor:
+        total = self.loss(p)
+        for m in self.prefixes:
+            first = torch.arange(p.h.shape[1], device=p.h.device) < m
+            h = p.h * first
+            total = total + self.loss(p._replace(h=h, x_hat=p.codec.decode(h)))
+        return total / (len(self.prefixes) + 1)
+
+    def check(self, codec: Codec) -> None:
+        self.loss.check(codec)
+        if max(self.prefixes) >= codec.n_units:
+            raise ValueError(
+                f"{self!r} has a prefix of {max(self.prefixes)} units, but the code has {codec.n_units}: prefixes are"
+                " shorter than the code (the whole code is always counted)"
+            )
+
+    @property
+    def support(self) -> tuple[float, float]:
+        support: tuple[float, float] = self.loss.support  # type: ignore[attr-defined]  # a loss has one
+        return support
+
+    def mean(self, x_hat: Tensor) -> Tensor:
+        mean: Tensor = self.loss.mean(x_hat)  # type: ignore[attr-defined]
+        return mean
+
+    def link(self, mean: Tensor) -> Tensor:
+        link: Tensor = self.loss.link(mean)  # type: ignore[attr-defined]
+        return link
+
+
+class Hidden(Term):
+    """L = loss on the corrupted cells only, averaged over them
+
+    Parameters
+    ----------
+    loss : Term
+        A loss per cell.
+
+    Raises
+    ------
+    ValueError
+        If there is no corruption, or if the loss is one per row.
+    """
+
+    letter = "L"
+    needs_corruption: ClassVar[bool] = True
+    loss: Term
+
+    def __post_init__(self) -> None:
+        _check_loss(self, self.loss)
+
+    def __call__(self, p: Pass) -> Tensor:
+        hit = p.hit * p.weight
+        per_cell = p.weight.sum() / torch.where(hit.any(), hit.sum(), 1.0)  # the mean over cells is over all of them
+        return self.loss(p) * p.hit * per_cell
+
+    def check(self, codec: Codec) -> None:
+        self.loss.check(codec)
+
+    @property
+    def support(self) -> tuple[float, float]:
+        support: tuple[float, float] = self.loss.support  # type: ignore[attr-defined]  # a loss has one
+        return support
+
+    def mean(self, x_hat: Tensor) -> Tensor:
+        mean: Tensor = self.loss.mean(x_hat)  # type: ignore[attr-defined]
+        return mean
+
+    def link(self, mean: Tensor) -> Tensor:
+        link: Tensor = self.loss.link(mean)  # type: ignore[attr-defined]
+        return link
+
+
+def _check_loss(outer: Term, loss: Any) -> None:
+    if getattr(loss, "letter", "") != "L" or isinstance(loss, Nested | Hidden):
+        raise ValueError(f"{type(outer).__name__} holds a plain loss, such as MSE(), got {loss!r}")
+    if isinstance(outer, Hidden) and isinstance(loss, Likelihood):
+        raise ValueError(f"Hidden needs a loss per cell, such as MSE(); {loss!r} is one per row")

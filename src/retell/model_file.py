@@ -54,6 +54,8 @@ class Fitted(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     best_loss: float
     score: float
     """R² of the best epoch on held-out rows, or on all rows where none were held out."""
+    train_score: float
+    """The same on the rows trained on."""
     pca_score: float
     """The same of PCA."""
     loss_curve: list[float]

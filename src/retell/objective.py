@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from retell.corruptions import Nothing
+from retell.explanation import Explanation, explanation
 from retell.parts import Part, Pass
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ class Term(Part):
     """
 
     letter = "Ω"
+    needs_corruption: ClassVar[bool] = False
 
     def __call__(self, p: Pass) -> Tensor:
         """The term's value: (N, D), (N,) or a single number."""
@@ -40,6 +43,14 @@ class Term(Part):
 
     def check(self, codec: Codec) -> None:
         """Raise ValueError, with a sentence, if this codec lacks what the term needs."""
+
+    def density(self, n_rows: int, n_features: int) -> tuple[Any, str, float | None] | None:
+        """(p, on, rate) where the term is -rate log p of "x", "code" or "weights" a row, up to a constant.
+
+        For weights the rate is that of log p(θ), which all rows share. The rate is None where the scale of p is
+        open, as a squared error's is; the whole is None where there is no density.
+        """
+        return None
 
     def __add__(self, other: Any) -> Any:
         return as_objective(self) + other
@@ -119,7 +130,7 @@ class Objective(Part):
         for c, term in self.summands:
             value = term(p)
             if value.ndim == 2:
-                value = (value * p.seen).sum(1) * (len(value) / p.seen.sum().clamp(min=1))
+                value = (value * p.weight).sum(1) * (len(value) / _total(p.weight))
             total += at(c, step) * value
         return total
 
@@ -155,10 +166,46 @@ class Objective(Part):
                 raise ValueError(f"{losses[0]!r} and {other!r} can't share a reconstruction: their supports differ")
         return losses[0]
 
-    def check(self, codec: Codec) -> None:
+    def check(self, codec: Codec, corruption: Any) -> None:
         """Raise ValueError if a term lacks what it needs."""
         for term in self.terms:
             term.check(codec)
+            if term.needs_corruption and isinstance(corruption, Nothing):
+                raise ValueError(
+                    f"{term!r} counts corrupted cells, and nothing corrupts them: set corruption='Mask(0.3)'"
+                )
+
+    def explain(self, n_rows: int, n_features: int, noise: float = 1.0) -> Explanation:
+        """The objective in both languages: penalties with coefficients, densities with scales.
+
+        Parameters
+        ----------
+        n_rows, n_features : int
+            Of the training rows: a prior on weights is shared by the rows, a squared error by the columns.
+        noise : float, default=1.0
+            Standard deviation of the noise, in the scaled space, at which a squared error is read: squared
+            errors and penalties fix only the ratio of noise and prior scales. A likelihood has its own.
+
+        Returns
+        -------
+        Explanation
+            `densities` and `penalties` are texts of the grammar; printed, it says all.
+
+        Raises
+        ------
+        ValueError
+            If a term has no density, or a coefficient is a schedule or not above 0.
+
+        Examples
+        --------
+        >>> from retell import L1, MSE
+        >>> print((MSE() + 0.001 * L1()).explain(n_rows=1797, n_features=64))
+        as penalties  MSE() + 0.001 * L1()
+        as densities  Likelihood(Normal(scale=1.0)) + Prior(Laplace(scale=31.25))
+        nats a row    32 x the penalties + constants
+        constants     0.918939 a cell; 4.13517 a unit of the code (3.44202 where it can't be negative)
+        """
+        return explanation(self.summands, n_rows, n_features, noise)
 
 
 def as_objective(term: Term | Objective) -> Objective:
@@ -172,10 +219,16 @@ def at(coefficient: Any, step: float) -> float:
 
 
 def mean(value: Tensor, p: Pass) -> Tensor:
-    """The one reduction: over seen cells (N, D), over rows (N,), or none."""
+    """The one reduction: over seen cells (N, D), by their weight, over rows (N,), or none."""
     if value.ndim == 2:
-        return (value * p.seen).sum() / p.seen.sum().clamp(min=1)
+        return (value * p.weight).sum() / _total(p.weight)
     return value.mean() if value.ndim == 1 else value
+
+
+def _total(weight: Tensor) -> Tensor:
+    """The sum of the weights; 1 where no cell was seen."""
+    total = weight.sum()
+    return torch.where(total > 0, total, 1.0)
 
 
 def _number(coefficient: Any) -> str:

@@ -9,12 +9,31 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, dataclass_transform
 
 import numpy as np
-from torch import Generator, Tensor
+import torch
+from torch import Generator, Tensor, nn
 
 if TYPE_CHECKING:
     from retell.codec import Codec
 
-__all__ = ["Part", "Pass"]
+__all__ = ["Bound", "Corrupted", "Part", "Pass"]
+
+
+class Corrupted(NamedTuple):
+    """What a corruption made of some rows.
+
+    Parameters
+    ----------
+    x : Tensor of shape (N, D)
+        x̃; NaN where a cell is hidden.
+    hit : Tensor of shape (N, D), bool
+        The cells that were drawn to be corrupted, whatever value they were given.
+    emphasis : float, default=1.0
+        What such a cell counts in the loss, where another counts one.
+    """
+
+    x: Tensor
+    hit: Tensor
+    emphasis: float = 1.0
 
 
 class Pass(NamedTuple):
@@ -30,8 +49,13 @@ class Pass(NamedTuple):
         The rows, uncorrupted; a cell that was not seen holds its column's centre.
     seen : Tensor of shape (N, D), bool
         False where the cell was missing.
+    hit : Tensor of shape (N, D), bool
+        True where the cell was corrupted before the encoder read it.
+    weight : Tensor of shape (N, D)
+        What a cell counts in the mean of a loss: 0 where it was not seen, the corruption's emphasis where
+        it was hit, else 1.
     a : Tensor of shape (N, K)
-        The encoder's output before the code activation.
+        The encoder's output before the code activation; (N, 2 K) where that takes two numbers a unit.
     h : Tensor of shape (N, K)
         The code, h = σ(a).
     x_hat : Tensor of shape (N, D)
@@ -46,6 +70,8 @@ class Pass(NamedTuple):
     codec: Codec
     x: Tensor
     seen: Tensor
+    hit: Tensor
+    weight: Tensor
     a: Tensor
     h: Tensor
     x_hat: Tensor
@@ -63,7 +89,8 @@ class Part:
     Attributes
     ----------
     letter : str
-        "C" corruption, "σ" code activation, "L" data term, "Ω" penalty, "Π" constraint, "λ" schedule.
+        "C" corruption, "σ" code activation, "L" data term, "Ω" penalty, "Π" constraint, "λ" schedule,
+        "p" density.
 
     Examples
     --------
@@ -114,3 +141,46 @@ class Part:
         number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
         if not (number and abs(value) <= sys.float_info.max and holds(value)):
             raise ValueError(f"{type(self).__name__}: {name} must be {expected}, got {value!r}")
+
+
+class Bound(nn.Module):
+    """A code activation with what one network learns or counts for it.
+
+    The part stays a value: it says how to make a code with `code(a, own)` and what to count with
+    `count(p, own)`, where `own` is this module.
+
+    Parameters
+    ----------
+    part : Part
+    **own : Parameter or Tensor
+        Parameters are learned by the solver, other tensors are counted by the part.
+    """
+
+    def __init__(self, part: Any, **own: Tensor) -> None:
+        super().__init__()
+        for name, value in own.items():
+            if isinstance(value, nn.Parameter):
+                self.register_parameter(name, value)
+            else:
+                self.register_buffer(name, value)
+        self.part = part
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if "part" not in self.__dict__:
+                raise
+            return getattr(self.part, name)
+
+    def forward(self, a: Tensor) -> Tensor:
+        h: Tensor = self.part.code(a, self)
+        return h
+
+    @torch.no_grad()
+    def observe(self, p: Pass) -> None:
+        """Told by the loop, once a step."""
+        self.part.count(p, self)
+
+    def __repr__(self) -> str:
+        return repr(self.part)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from retell import auto
 from retell.codec import Codec
+from retell.constraints import Free, UnitRMS
 from retell.descend import Recipe
 from retell.factors import Factors
 from retell.metrics import explained_variance
@@ -20,6 +21,7 @@ from retell.objective import Objective
 from retell.scaling import Scaling
 from retell.seeds import SPLIT, START, generator
 from retell.settings import Settings
+from retell.solvers.codes import check_map
 from retell.solvers.exact import Problem, Spectrum, why_not
 from retell.start import fill_random, fill_start
 
@@ -118,6 +120,8 @@ def make_plan(settings: Settings, parts: Parts, rows: Array, seed: int) -> Plan:
     solver = solver if settings.solver == "auto" else settings.solver
     dtype = auto.dtype(settings.precision, solver)
     codec = build_codec(settings, parts, x.shape[1], K, widths, dtype)
+    if settings.inference == "map":
+        check_map(parts.objective, codec.code_activation)
     codec.centre = torch.from_numpy(scaling.centre).to(dtype)
     if settings.start == "random":
         fill_random(codec, loss, generator(seed, START))
@@ -125,6 +129,7 @@ def make_plan(settings: Settings, parts: Parts, rows: Array, seed: int) -> Plan:
         axes = torch.from_numpy(spectrum.axes[:, :K].copy())
         fill_start(codec, torch.from_numpy(x), axes, loss, generator(seed, START))
     train, held_out = _split(settings, len(x), seed)
+    codec.n_rows = len(train)
     return Plan(
         settings=settings,
         parts=parts,
@@ -144,15 +149,34 @@ def make_plan(settings: Settings, parts: Parts, rows: Array, seed: int) -> Plan:
 
 
 def build_codec(settings: Settings, parts: Parts, D: int, K: int, widths: Widths, dtype: torch.dtype) -> Codec:
-    """The network of D columns and K units, its weights still empty, its centre zero."""
+    """The network of D columns and K units, its weights still empty, its centre zero.
+
+    Raises
+    ------
+    ValueError
+        If the parts can't work with each other.
+    """
     inner, outer = widths
-    encoder = mlp([D, *inner, K], settings.activation, linear_path=settings.linear_path)
-    if settings.tied or outer == inner[::-1]:
-        decoder = mirror(encoder, tied=settings.tied)
+    outputs = getattr(parts.code_activation, "outputs", 1)
+    if settings.tied and outputs > 1:
+        raise ValueError(
+            f"tied=True shares the encoder's matrix with the decoder, but {parts.code_activation!r} takes {outputs}"
+            " numbers for each unit: use tied=False"
+        )
+    encoder = mlp([D, *inner, outputs * K], settings.activation, linear_path=settings.linear_path)
+    if settings.tied:
+        decoder = mirror(encoder, tied=True)
     else:
         decoder = mlp([K, *outer, D], settings.activation, linear_path=settings.linear_path)
-    codec = Codec(encoder, parts.code_activation.bind(K), decoder, torch.zeros(D)).to(dtype)
-    parts.objective.check(codec)
+    learns_scale = getattr(parts.objective.loss, "learned", False)
+    squash = parts.code_activation.bind(K)
+    codec = Codec(encoder, squash, decoder, torch.zeros(D), learns_scale=learns_scale).to(dtype).train(False)
+    parts.objective.check(codec, parts.corruption)
+    if codec.dictionary() is None and not isinstance(parts.constraint, Free | UnitRMS):
+        raise ValueError(
+            f"constraint={parts.constraint!r} acts on the matrix of a linear decoder or of the linear path, and this"
+            " decoder has neither: use linear_path=True or decoder_hidden_layer_sizes=()"
+        )
     return codec
 
 

@@ -56,6 +56,8 @@ class Settings:
     """exact = closed form, descend = gradient steps."""
     start: Literal["auto", "random"] = "auto"
     """auto = from the data (PCA), random = small random weights."""
+    inference: Literal["encoder", "map"] = "encoder"
+    """Codes by the encoder, or by minimising the objective over them."""
     batch_size: Positive | Auto = "auto"
     """Rows a step."""
     learning_rate_init: AboveZero | Auto = "auto"

@@ -46,13 +46,17 @@ def fill_start(codec: Codec, x: Tensor, axes: Tensor, loss: Any, generator: Gene
     frame = frame.to(codec.centre)
     encoder, decoder = codec.encoder.straight, codec.decoder.straight
     if encoder is not None:
-        encoder.weight.copy_(_scaled(frame, filled - codec.centre, codec).T)
+        encoder.weight.zero_()[:n_units].copy_(_scaled(frame, filled - codec.centre, codec).T)
     if decoder is not None and not codec.tied:
         decoder.weight.copy_(frame)
     _fill_biases(codec, filled, loss)
-    if decoder is not None and not codec.tied and aware and not isinstance(codec.code_activation, Identity):
+    bent = not isinstance(codec.code_activation, Identity) or not torch.equal(loss.link(filled), filled)
+    if decoder is not None and not codec.tied and aware and bent:
         _fit_decoder(codec, decoder, filled, loss)
     _bound(codec, filled)
+    codec.train().observe(codec(filled))
+    codec.idle.zero_()
+    codec.train(False)
 
 
 @torch.no_grad()
@@ -106,7 +110,9 @@ def _scaled(frame: Tensor, x: Tensor, codec: Codec) -> Tensor:
     """The frame times what suits σ: least squares where σ(2a) = 2 σ(a), unit spread before others."""
     a = x @ frame
     squash = codec.code_activation
-    if not torch.allclose(squash(2 * a), 2 * squash(a)):
+    if getattr(squash, "outputs", 1) > 1:  # a code that is drawn around a
+        return frame
+    if not squash.sparse and not torch.allclose(squash(2 * a), 2 * squash(a)):
         spread = a.std(0, correction=0)
         return frame / torch.where(spread > 0, spread, 1.0)
     x_hat = squash(a) @ frame.T

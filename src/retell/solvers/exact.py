@@ -82,7 +82,9 @@ def why_not(problem: Problem) -> str:
         f"the code activation is {problem.code_activation!r}": not isinstance(problem.code_activation, Identity),
         f"the constraint is {problem.constraint!r}": not isinstance(problem.constraint, Free),
         f"the objective is {problem.objective!r}": coefficients is None,
-        f"the corruption is {problem.corruption!r}": not isinstance(problem.corruption, Nothing | Gaussian | Mask),
+        f"the corruption is {problem.corruption!r}": not isinstance(problem.corruption, Nothing | Gaussian | Mask)
+        or getattr(problem.corruption, "emphasis", 1.0) != 1.0
+        or (isinstance(problem.corruption, Gaussian) and problem.corruption.p != 1.0),
         "Mask has one only untied and without penalties": isinstance(problem.corruption, Mask)
         and (problem.tied or penalised),
         "Contractive has one only with tied weights": not problem.tied
@@ -150,7 +152,8 @@ def _coefficients(objective: Objective) -> dict[str, float] | None:
     """The coefficient of each term, or None if any is unknown here, negative or a schedule."""
     total = {"MSE": 0.0, "L2": 0.0, "Contractive": 0.0}
     for coefficient, term in objective.summands:
-        known = isinstance(term, MSE | L2 | Contractive) and isinstance(coefficient, int | float)
+        known = isinstance(term, MSE | L2) or (isinstance(term, Contractive) and term.of == "code")
+        known = known and isinstance(coefficient, int | float)
         if not known or coefficient < 0:
             return None
         total[type(term).__name__] += coefficient
