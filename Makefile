@@ -6,7 +6,7 @@ BIN := .venv/bin
 TEST_ENV := OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test
+.PHONY: help install demo test docs bench
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -28,3 +28,12 @@ test: install ## Style, types, storeys, tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(TEST_ENV) $(BIN)/pytest -n 2
+
+docs: install ## Run every page of docs/source; docs/ gets what they say, print and draw
+	$(TEST_ENV) $(BIN)/python docs/build.py
+
+bench: install ## Every benchmark, on the data of a folder: make bench DATA=DIR
+	@test -d "$(DATA)" || { echo "make bench needs the folder of the data: make bench DATA=DIR"; exit 2; }
+	@failed=; for one in benchmarks/*.py; do \
+		echo "== $$one"; $(BIN)/python $$one --data "$(DATA)" || failed="$$failed $$one"; \
+	done; test -z "$$failed" || { echo "missed what they want:$$failed"; exit 1; }

@@ -21,6 +21,7 @@ from retell.options import Options, given, literal
 from retell.rows.files import read_rows, write_rows
 from retell.settings import Settings
 
+COMMANDS = ("fit", "encode", "decode", "reconstruct", "score", "diagnose", "info", "demo")
 RETELL = [sys.executable, "-m", "retell"]
 FIT = ["--n-components", "2", "--max-iter", "3", "--random-state", "0", "--hidden-layer-sizes", "(8,)"]
 NAMES = ["a", "b", "c", "d", "e"]
@@ -60,7 +61,7 @@ def test_help_answers_before_torch_is_imported() -> None:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(seconds) < 0.5, seconds
-    assert all(name in done.stdout for name in ("fit", "encode", "decode", "reconstruct", "score", "info", "demo"))
+    assert all(name in done.stdout for name in COMMANDS)
     assert max(map(len, done.stdout.splitlines())) <= 80
     words = [sys.executable, "-X", "importtime", "-m", "retell", "fit", "--help"]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
@@ -160,6 +161,28 @@ def test_summary_and_info_fit_80_columns(at_shop: Path, capsys: pytest.CaptureFi
     assert not Path("again.checkpoint").exists()
 
 
+def test_diagnose_says_what_the_library_says(at_shop: Path, rows: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    write_rows("far.csv", 1e3 * rows, NAMES)
+    for file in ("x.csv", "far.csv"):
+        found = retell.diagnose(retell.load("m"), read_rows(file))
+        assert main(["diagnose", "m", file]) == 0
+        assert capsys.readouterr().out == f"{found}\n"
+        assert main(["diagnose", "m", file, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out) == [finding._asdict() for finding in found]
+    assert "unlike rows" in found.names
+
+
+def test_a_fit_ends_with_a_diagnosis(at_shop: Path, rows: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    linear = ["-q", "--hidden-layer-sizes", "()"]
+    assert main(["fit", "x.csv", "-o", "told", *linear, "--n-components", "2"]) == 0
+    assert capsys.readouterr().out.endswith("\nhealthy: nothing found\n")
+    assert main(["fit", "x.csv", "-o", "copies", *linear, "--n-components", "5"]) == 0
+    assert "\nidentity: the 5 units for 5 columns copy whatever" in capsys.readouterr().out
+    write_rows("few.npy", rows[:19], NAMES)
+    assert main(["fit", "few.npy", "-o", "few", *linear, "--n-components", "2"]) == 0
+    assert capsys.readouterr().out.endswith("\nno diagnosis: that needs at least 20 rows\n")
+
+
 def test_quiet_says_nothing_on_standard_error(at_shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["encode", "m", "x.csv", "-o", "quiet.npy", "-q"]) == 0
     assert main(["fit", "x.csv", "-o", "quiet", "-q", *FIT]) == 0
@@ -175,13 +198,13 @@ def test_warnings_are_a_line(at_shop: Path, capsys: pytest.CaptureFixture[str]) 
 def test_demo_beats_pca_and_can_run_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = tmp_path / "demo"
+    folder, imported = tmp_path / "demo", "matplotlib.pyplot" in sys.modules
     assert main(["demo", "-o", str(folder), "-q"]) == 0
     ours, theirs = (float(value) for value in re.findall(r"([\d.]+) %", capsys.readouterr().out))
     assert ours > theirs
     assert sorted(path.name for path in folder.iterdir()) == ["loss.png", "model", "reconstructions.png"]
     assert all((folder / name).read_bytes().startswith(b"\x89PNG") for name in ("loss.png", "reconstructions.png"))
-    assert "matplotlib.pyplot" not in sys.modules
+    assert ("matplotlib.pyplot" in sys.modules) == imported  # whose figures are the user's
     monkeypatch.setattr("retell.demo.N_FIT", 50)  # the second run need not be good
     assert main(["demo", "-o", str(folder), "-q"]) == 0
 
@@ -218,8 +241,10 @@ ERRORS = {
     "complex": (3, "fit complex.npy -o new"),
     "wrong width": (3, "encode m narrow.npy -o new.npy"),
     "wrong names": (3, "encode m names.csv -o new.npy"),
+    "too few rows to diagnose": (3, "diagnose m one.npy"),
     "codes of the wrong width": (3, "decode m narrow.npy -o new.npy"),
     "model missing": (4, "encode nothing x.csv -o new.npy"),
+    "model missing, to diagnose": (4, "diagnose nothing x.csv"),
     "model is a file": (4, "info x.csv"),
     "model edited": (4, "score edited x.csv"),
     "model of a newer format": (4, "info newer"),

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from retell.constraints import Free, NonNegative, UnitNorm, UnitRMS
     from retell.corruptions import Gaussian, Mask, Nothing, SaltAndPepper, Swap, Uniform
     from retell.densities import Bernoulli, Exponential, Laplace, Normal
+    from retell.diagnosis import diagnose
     from retell.estimator import Autoencoder, load
     from retell.grammar import parse
     from retell.losses import BCE, MSE, Hidden, Huber, Likelihood, Nested, Poisson
@@ -67,6 +68,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "constraints": ("Free", "NonNegative", "UnitNorm", "UnitRMS"),
     "corruptions": ("Gaussian", "Mask", "Nothing", "SaltAndPepper", "Swap", "Uniform"),
     "densities": ("Bernoulli", "Exponential", "Laplace", "Normal"),
+    "diagnosis": ("diagnose",),
     "estimator": ("Autoencoder", "load"),
     "grammar": ("parse",),
     "losses": ("BCE", "MSE", "Hidden", "Huber", "Likelihood", "Nested", "Poisson"),
@@ -98,7 +100,7 @@ __all__ = [
     "Hidden", "Huber", "Identity", "JumpReLU", "L1Weights", "Laplace", "Likelihood", "Mask", "ModelFileError",
     "Nested", "NonNegative", "Normal", "Nothing", "Objective", "Part", "Pass", "Poisson", "Prior", "ReLU",
     "SaltAndPepper", "Sample", "Sigmoid", "Softplus", "StudentT", "Swap", "Tanh", "Term", "ToNormal", "TopK",
-    "Uniform", "UnitNorm", "UnitRMS", "Warmup", "load", "mirror", "mlp", "parse",
+    "Uniform", "UnitNorm", "UnitRMS", "Warmup", "diagnose", "load", "mirror", "mlp", "parse",
 ]  # fmt: skip
 
 

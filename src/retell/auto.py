@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from retell.activations import Identity
 from retell.codec import Codec
 from retell.constraints import Free, UnitNorm, UnitRMS
 from retell.corruptions import Nothing
@@ -27,6 +28,7 @@ __all__ = [
     "learning_rate",
     "max_iter",
     "n_components",
+    "penalties",
     "warn_identity",
 ]
 
@@ -73,10 +75,18 @@ def constraint(objective: Objective, code_activation: Any, *, deep: bool, tied: 
     return UnitRMS() if deep else UnitNorm()
 
 
+def penalties(objective: Objective) -> list[Any]:
+    """The terms that are no loss and count for something."""
+    return [term for coefficient, term in objective.summands if term.letter == "Ω" and coefficient != 0]
+
+
 def warn_identity(codec: Codec, objective: Objective, corruption: Any) -> None:
-    """Warn where nothing keeps the codec from learning the identity."""
-    kept_back = codec.code_activation.sparse or not isinstance(corruption, Nothing)
-    if codec.n_units >= len(codec.centre) and not kept_back and len(objective.terms) == 1:
+    """Warn where nothing keeps the codec from learning the identity.
+
+    A loss holds nothing back, whichever it is, nor do draws that the encoder may make as narrow as it likes.
+    """
+    kept_back = codec.code_activation.sparse or not isinstance(corruption, Nothing) or penalties(objective)
+    if codec.n_units >= len(codec.centre) and not kept_back:
         warnings.warn(
             f"the code has {codec.n_units} units for {len(codec.centre)} columns and nothing holds it back: the"
             " autoencoder can learn the identity and nothing else. Lower n_components, add a penalty (objective="
@@ -122,18 +132,24 @@ def batch_size(n: int) -> int:
     return int(min(64, max(16, 2 ** round(math.log2(max(1.0, n / 16))))))
 
 
-def max_iter(n: int, batch: int, start: str) -> int:
-    """Epochs enough for some 1,500 steps, between 10 and 60; from a random start 4,000, between 30 and 400."""
-    steps, least, most = (4000, 30, 400) if start == "random" else (1500, 10, 60)
+def far(codec: Codec, start: str) -> bool:
+    """Whether the first weights are far from good ones: random, or a random frame for a wide or sparse code."""
+    return start == "random" or codec.n_units > len(codec.centre) or codec.code_activation.sparse
+
+
+def max_iter(n: int, batch: int, codec: Codec, start: str) -> int:
+    """Epochs enough for some 1,500 steps, between 10 and 60; from far off 4,000, between 30 and 400."""
+    steps, least, most = (4000, 30, 400) if far(codec, start) else (1500, 10, 60)
     return int(min(most, max(least, round(steps / max(1, round(n / batch))))))
 
 
 def learning_rate(codec: Codec, start: str) -> float:
     """7e-3 for nonlinear paths beside linear ones, which take 0.3 of it; 2e-3 for other nets.
 
-    A linear net that starts at random has far to go, and takes 4e-2.
+    A linear net that starts far off takes 1e-2, a random one without code activation 4e-2.
     """
     if codec.encoder.linear is not None or codec.decoder.linear is not None:
         return 7e-3
-    deep = codec.encoder.deep or codec.decoder.deep
-    return 4e-2 if start == "random" and not deep else 2e-3
+    if not far(codec, start) or codec.encoder.deep or codec.decoder.deep:
+        return 2e-3
+    return 4e-2 if start == "random" and isinstance(codec.code_activation, Identity) else 1e-2

@@ -150,6 +150,24 @@ def score(
 
 
 @app.command(sort_key=5)
+def diagnose(
+    model: Folder,
+    data: Data,
+    /,
+    *,
+    as_json: Annotated[bool, Parameter(name="--json", negative=(), show_default=False, help="For programs.")] = False,
+) -> None:
+    """Say what is wrong with MODEL and what to do, as the rows of DATA show it.
+
+    Rows that it was not fitted to show more: only they tell of too much capacity.
+    """
+    from retell.diagnosis import diagnose
+
+    found = _computed(model, data, diagnose)[1]
+    print(json.dumps([finding._asdict() for finding in found], indent=1) if as_json else found)
+
+
+@app.command(sort_key=6)
 def info(
     model: Folder,
     /,
@@ -173,7 +191,7 @@ def info(
     print(aligned({"columns": columns, **facts(it), "solver": it.solver_, "model": str(model)}))
 
 
-@app.command(sort_key=6)
+@app.command(sort_key=7)
 def demo(
     *,
     output: Annotated[Path, Parameter(name=["--output", "-o"], help="Folder to write.")] = Path("demo"),

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Job"]
 
 COMMAND = "command.json"
+MOST = 2000  # rows that a diagnosis reads
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,8 @@ class Job:
             model._take(training, names)
             model.save(self.output)
         _remove(checkpoint)
-        return self._summary(model, len(rows), f"{training.plan.solver}: {training.plan.reason}", start)
+        summary = self._summary(model, len(rows), f"{training.plan.solver}: {training.plan.reason}", start)
+        return f"{summary}\n{_diagnosis(model, training.plan.x)}"
 
     def _check(self, checkpoint: Path, *, resume: bool) -> None:
         """Everything that can be known to be wrong before torch is imported or a row is read."""
@@ -110,6 +112,15 @@ class Job:
         known["trained"] += f", {time.monotonic() - start:.1f} s"
         rows = f"{n:,} x {model.n_features_in_:,} from {Path(self.data).name}"
         return aligned({"rows": rows, **known, "solver": solver, "model": self.output})
+
+
+def _diagnosis(model: Autoencoder, x: Any) -> str:
+    """What is wrong with the fit, as evenly spaced rows of it (scaled) show it."""
+    from retell.diagnosis import FEWEST, examine
+
+    if len(x) < FEWEST:
+        return f"no diagnosis: that needs at least {FEWEST} rows"
+    return str(examine(model, x[:: -(-len(x) // MOST)]))
 
 
 @contextmanager

@@ -158,9 +158,8 @@ class Likelihood(Term):
     def log_cells(self, p: Pass) -> Tensor:
         """log p(x | x̂) of each cell (N, D), unseen ones included."""
         density: Any = self.p
-        scale = torch.as_tensor(1.0 if self.learned else getattr(density, "scale", 1.0)).to(p.x)
-        if self.learned and p.codec.log_scale is not None:
-            scale = p.codec.log_scale.exp()
+        learned = p.codec.log_scale if self.learned else None
+        scale = p.x.new_tensor(getattr(density, "scale", 1.0)) if learned is None else learned.exp()
         log_p: Tensor = density.at(p.x_hat, scale).log_prob(p.x)
         return log_p
 
@@ -171,7 +170,9 @@ class Likelihood(Term):
 
     def check(self, codec: Codec) -> None:
         if self.learned and codec.log_scale is None:
-            raise ValueError(f"{self!r} learns its scale, and this codec was built with learns_scale=False")
+            raise ValueError(
+                f"{self!r} learns its scale, and this codec has none to learn: build it with learns_scale=True"
+            )
 
     @property
     def support(self) -> tuple[float, float]:
@@ -233,6 +234,11 @@ class Nested(Term):
                 f"{self!r} has a prefix of {max(self.prefixes)} units, but the code has {codec.n_units}: prefixes are"
                 " shorter than the code (the whole code is always counted)"
             )
+
+    @property
+    def learned(self) -> bool:
+        """Whether the scale of the loss is learned."""
+        return getattr(self.loss, "learned", False)
 
     @property
     def support(self) -> tuple[float, float]:

@@ -163,7 +163,9 @@ class Objective(Part):
             raise ValueError(f"the objective {self!r} has no loss: add one, as in MSE() + {self!r}")
         for other in losses[1:]:
             if other.support != losses[0].support:
-                raise ValueError(f"{losses[0]!r} and {other!r} can't share a reconstruction: their supports differ")
+                raise ValueError(
+                    f"{losses[0]!r} and {other!r} can't share a reconstruction, their supports differ: use one of them"
+                )
         return losses[0]
 
     def check(self, codec: Codec, corruption: Any) -> None:

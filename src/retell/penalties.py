@@ -190,7 +190,7 @@ class Prior(Term):
 
     def _log_p(self, z: Tensor) -> Tensor:
         density: Any = self.p
-        log_p: Tensor = density.at(torch.zeros_like(z), torch.as_tensor(density.scale).to(z)).log_prob(z)
+        log_p: Tensor = density.at(torch.zeros_like(z), z.new_tensor(density.scale)).log_prob(z)
         return log_p
 
     def density(self, n_rows: int, n_features: int) -> tuple[Any, str, float]:
@@ -348,10 +348,10 @@ class GateMSE(Term):
 
 
 class AuxK(Term):
-    """Ω = ||e - V z||² / D,  e = x - x̂ held still, z the k largest max(a, 0) among the dead units
+    """Ω = ||e - V z||² / D,  e = x - x̂ held still, z the k largest a among the dead units, negative ones too
 
     Units that have not been active for `rows` rows learn to reconstruct what the others leave, encoder and
-    decoder both. The residual is a given: the live units are not pulled. No bias is added, e has none. 0
+    decoder both: rectified, a unit that is below 0 for every row could never come back. The residual is a given: the live units are not pulled. No bias is added, e has none. 0
     while no unit is dead.
 
     Parameters
@@ -388,8 +388,8 @@ class AuxK(Term):
 
     def __call__(self, p: Pass) -> Tensor:
         dead = p.codec.idle >= self.rows
-        values, units = torch.topk(p.a.masked_fill(~dead, 0.0), min(int(self.k), p.a.shape[1]), dim=1)
-        z = torch.zeros_like(p.a).scatter(1, units, torch.relu(values))
+        most = torch.topk(p.a.masked_fill(~dead, -math.inf), min(int(self.k), p.a.shape[1]), dim=1)
+        z = torch.zeros_like(p.a).scatter(1, most.indices, most.values.masked_fill(most.values == -math.inf, 0.0))
         e = (p.x - p.x_hat).detach()
         missed = (e - torch.nn.functional.linear(z, p.codec.decoder.last.weight)).square() * p.seen
         return missed.mean(1) * dead.any()

@@ -156,6 +156,7 @@ def build_codec(settings: Settings, parts: Parts, D: int, K: int, widths: Widths
     ValueError
         If the parts can't work with each other.
     """
+    _ = parts.objective.loss  # there is one, or a sentence
     inner, outer = widths
     outputs = getattr(parts.code_activation, "outputs", 1)
     if settings.tied and outputs > 1:
@@ -168,7 +169,7 @@ def build_codec(settings: Settings, parts: Parts, D: int, K: int, widths: Widths
         decoder = mirror(encoder, tied=True)
     else:
         decoder = mlp([K, *outer, D], settings.activation, linear_path=settings.linear_path)
-    learns_scale = getattr(parts.objective.loss, "learned", False)
+    learns_scale = any(getattr(term, "learned", False) for term in parts.objective.terms)
     squash = parts.code_activation.bind(K)
     codec = Codec(encoder, squash, decoder, torch.zeros(D), learns_scale=learns_scale).to(dtype).train(False)
     parts.objective.check(codec, parts.corruption)
@@ -230,16 +231,15 @@ def _split(settings: Settings, n: int, seed: int) -> tuple[Array, Array]:
 
 def _recipe(settings: Settings, parts: Parts, n: int, codec: Codec) -> Recipe:
     batch = settings.batch_size if isinstance(settings.batch_size, int) else auto.batch_size(n)
+    rate, most, decay = settings.learning_rate_init, settings.max_iter, settings.weight_decay
     return Recipe(
         objective=parts.objective,
         corruption=parts.corruption,
         constraint=parts.constraint,
         batch_size=batch,
-        learning_rate=auto.learning_rate(codec, settings.start)
-        if isinstance(settings.learning_rate_init, str)
-        else settings.learning_rate_init,
-        max_iter=settings.max_iter if isinstance(settings.max_iter, int) else auto.max_iter(n, batch, settings.start),
-        decay=auto.WEIGHT_DECAY if isinstance(settings.weight_decay, str) else settings.weight_decay,
+        learning_rate=auto.learning_rate(codec, settings.start) if isinstance(rate, str) else rate,
+        max_iter=auto.max_iter(n, batch, codec, settings.start) if isinstance(most, str) else most,
+        decay=auto.WEIGHT_DECAY if isinstance(decay, str) else decay,
         n_iter_no_change=settings.n_iter_no_change,
         tol=settings.tol,
     )

@@ -49,9 +49,13 @@ def fill_start(codec: Codec, x: Tensor, axes: Tensor, loss: Any, generator: Gene
         encoder.weight.zero_()[:n_units].copy_(_scaled(frame, filled - codec.centre, codec).T)
     if decoder is not None and not codec.tied:
         decoder.weight.copy_(frame)
+    drawn = hasattr(codec.code_activation, "sample")
+    spread = _probabilistic(codec, frame, filled - codec.centre, loss) if drawn and aware else None
     _fill_biases(codec, filled, loss)
+    if spread is not None:
+        _bias(codec.encoder)[n_units:] = spread
     bent = not isinstance(codec.code_activation, Identity) or not torch.equal(loss.link(filled), filled)
-    if decoder is not None and not codec.tied and aware and bent:
+    if decoder is not None and not codec.tied and aware and bent and spread is None:
         _fit_decoder(codec, decoder, filled, loss)
     _bound(codec, filled)
     codec.train().observe(codec(filled))
@@ -114,7 +118,8 @@ def _scaled(frame: Tensor, x: Tensor, codec: Codec) -> Tensor:
         return frame
     if not squash.sparse and not torch.allclose(squash(2 * a), 2 * squash(a)):
         spread = a.std(0, correction=0)
-        return frame / torch.where(spread > 0, spread, 1.0)
+        floor = 1e-2 * spread.max()  # axes along which rows hardly differ are not blown up
+        return frame / torch.where(floor > 0, spread.clamp(min=floor), 1.0)
     x_hat = squash(a) @ frame.T
     size = x_hat.square().sum()
     return frame * ((x * x_hat).sum() / size) if size > 0 else frame
@@ -136,6 +141,28 @@ def _bias(net: Net) -> Tensor:
     return bias
 
 
+def _probabilistic(codec: Codec, frame: Tensor, x: Tensor, loss: Any) -> Tensor | None:
+    """The optimum of the linear variational autoencoder, probabilistic PCA; the drawn code's log s (K,).
+
+    With eigenvalues l_k, axes u_k and noise s²: m = √(l - s²) / l uᵀx, V = u √(l - s²), code variance s² / l
+    (Lucas et al. 2019, "Don't Blame the ELBO!").
+    """
+    encoder, decoder = codec.encoder.straight, codec.decoder.straight
+    if encoder is None or decoder is None:
+        return None
+    values = (x @ frame).square().mean(0)
+    rest = (x.square().sum(1).mean() - values.sum()) / max(1, x.shape[1] - len(values))
+    scale = getattr(getattr(loss, "p", None), "scale", None)
+    noise = rest.clamp(min=1e-4 * float(values.mean())) if scale is None else torch.as_tensor(scale**2).to(x)
+    values = torch.maximum(values, noise)
+    gain = (values - noise).sqrt()
+    encoder.weight[: len(gain)].copy_((frame * (gain / values)).T)
+    decoder.weight.copy_(frame * gain)
+    if codec.log_scale is not None:
+        codec.log_scale.copy_(noise.log() / 2)
+    return (noise / values).log() / 2
+
+
 def _fit_decoder(codec: Codec, decoder: Affine, x: Tensor, loss: Any) -> None:
     """V by least squares from the codes, where σ is not the identity and PCA's axes are not the answer."""
     h = codec.encode(x)
@@ -145,3 +172,4 @@ def _fit_decoder(codec: Codec, decoder: Affine, x: Tensor, loss: Any) -> None:
     gram += 1e-6 * gram.diagonal().mean().clamp(min=1e-12) * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     change = torch.linalg.solve(gram, off.T @ (target - target.mean(0)) / len(off)).T
     decoder.weight.add_(change.to(decoder.weight))
+    _bias(codec.decoder).sub_((change @ h.double().mean(0)).to(decoder.weight))
