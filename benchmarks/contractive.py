@@ -38,7 +38,7 @@ import torch
 from retell import MSE, Autoencoder, Contractive
 
 K = 128
-COEFFICIENTS = 1e-4, 1e-3, 1e-2, 1e-1
+COEFFICIENTS = 1e-4, 1e-3, 1e-2, 3e-2
 EQUAL = 0.02
 
 
@@ -67,7 +67,7 @@ def measure(model: Autoencoder, train: np.ndarray, test: np.ndarray) -> Figures:
 
 def matched(plain: Callable[[int], Figures], error: float) -> int:
     """The width whose plain fit comes nearest to the error: interpolated in logarithms, from two widths inwards."""
-    low, high = 16, K
+    low, high = 8, K
     while high - low > 1:
         for width in low, high:
             if abs(plain(width).error / error - 1) <= EQUAL:

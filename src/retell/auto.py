@@ -12,7 +12,7 @@ import torch
 
 from retell.activations import Identity
 from retell.codec import Codec
-from retell.constraints import Free, UnitNorm, UnitRMS
+from retell.constraints import Free, NonNegative, UnitNorm, UnitRMS
 from retell.corruptions import Nothing
 from retell.objective import Objective
 from retell.penalties import L1, Contractive, Prior, StudentT
@@ -132,24 +132,28 @@ def batch_size(n: int) -> int:
     return int(min(64, max(16, 2 ** round(math.log2(max(1.0, n / 16))))))
 
 
-def far(codec: Codec, start: str) -> bool:
-    """Whether the first weights are far from good ones: random, or a random frame for a wide or sparse code."""
-    return start == "random" or codec.n_units > len(codec.centre) or codec.code_activation.sparse
+def far(codec: Codec, start: str, constraint: Any) -> bool:
+    """Whether the first weights are far from good ones: random, or with a random frame for a dictionary.
+
+    PCA's axes are no help to a code that is sparse or wider than the rows, nor where nothing may be negative.
+    """
+    wide = codec.n_units > len(codec.centre)
+    return start == "random" or wide or codec.code_activation.sparse or isinstance(constraint, NonNegative)
 
 
-def max_iter(n: int, batch: int, codec: Codec, start: str) -> int:
+def max_iter(n: int, batch: int, *, far: bool) -> int:
     """Epochs enough for some 1,500 steps, between 10 and 60; from far off 4,000, between 30 and 400."""
-    steps, least, most = (4000, 30, 400) if far(codec, start) else (1500, 10, 60)
+    steps, least, most = (4000, 30, 400) if far else (1500, 10, 60)
     return int(min(most, max(least, round(steps / max(1, round(n / batch))))))
 
 
-def learning_rate(codec: Codec, start: str) -> float:
+def learning_rate(codec: Codec, start: str, *, far: bool) -> float:
     """7e-3 for nonlinear paths beside linear ones, which take 0.3 of it; 2e-3 for other nets.
 
     A linear net that starts far off takes 1e-2, a random one without code activation 4e-2.
     """
     if codec.encoder.linear is not None or codec.decoder.linear is not None:
         return 7e-3
-    if not far(codec, start) or codec.encoder.deep or codec.decoder.deep:
+    if not far or codec.encoder.deep or codec.decoder.deep:
         return 2e-3
     return 4e-2 if start == "random" and isinstance(codec.code_activation, Identity) else 1e-2

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
+from msgspec.structs import replace as replace_struct
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import assert_all_finite, check_array, check_is_fitted, validate_data
 
@@ -417,7 +418,8 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model folder `path`, all or nothing; `retell.load` reads it."""
         check_is_fitted(self)
-        model_file.write(path, self._model)
+        now = as_settings({**asdict(self._model.settings), "inference": self.inference})
+        model_file.write(path, replace_struct(self._model, settings=now))
 
     def get_feature_names_out(self, input_features: Any = None) -> Array:
         """autoencoder0, autoencoder1, ..."""

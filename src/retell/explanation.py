@@ -61,7 +61,7 @@ def explanation(summands: Iterable[tuple[Any, Any]], n: int, D: int, noise: floa
         densities.append(text)
         energy = p.penalty(on, n, D)
         if energy is not None:
-            constants[on] = constants.get(on, 0.0) + _constant(p)
+            constants[on] = _constant(p)
         energies.append(energy or (text, 1.0))
         factor = energies[-1][1] if on == "x" else factor
     penalties = [term if math.isclose(r, factor) else f"{r / factor:.12g} * {term}" for term, r in energies]
@@ -88,8 +88,10 @@ def _nats(coefficient: float, p: Any, rate: float | None, n: int, D: int, noise:
 
 
 def _constant(p: Any) -> float:
-    """-log p at zero energy: at 0 for the densities with a scale; the others' penalties hold all constants."""
+    """-log p at zero energy, which is at 0; the penalties of densities without a scale hold all constants."""
     if not hasattr(p, "scale"):
         return 0.0
     zero = torch.zeros((), dtype=torch.float64)
-    return -float(p.at(zero, torch.tensor(p.scale, dtype=torch.float64)).log_prob(zero))
+    # a one-sided density is told as the two-sided one that it is half of
+    one_sided = 0.0 if p.signed else math.log(2)
+    return one_sided - float(p.at(zero, torch.tensor(p.scale, dtype=torch.float64)).log_prob(zero))

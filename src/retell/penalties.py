@@ -351,8 +351,8 @@ class AuxK(Term):
     """Ω = ||e - V z||² / D,  e = x - x̂ held still, z the k largest a among the dead units, negative ones too
 
     Units that have not been active for `rows` rows learn to reconstruct what the others leave, encoder and
-    decoder both: rectified, a unit that is below 0 for every row could never come back. The residual is a given: the live units are not pulled. No bias is added, e has none. 0
-    while no unit is dead.
+    decoder both: rectified, a unit that is below 0 for every row could never come back. The residual is a
+    given: the live units are not pulled. No bias is added, e has none. 0 while no unit is dead.
 
     Parameters
     ----------
@@ -441,6 +441,7 @@ class Contractive(Term):
         draws : int, default=16
             At least 2.
         """
+        p = p if p.generator is not None else p._replace(generator=generator(0, device=p.x.device))
         return torch.stack([self(p).detach() for _ in range(draws)]).var(0)
 
     def _norms(self, p: Pass) -> Tensor:
@@ -449,7 +450,8 @@ class Contractive(Term):
         a = codec.encoder(x)
         h = codec.code_activation(a)
         unit = torch.as_tensor(p.unit).to(h)
-        if of_code and self.method != "projection" and not codec.encoder.deep and codec.code_activation.elementwise:
+        elementwise = getattr(codec.code_activation, "elementwise", False)  # one of the user's own may not say
+        if of_code and self.method != "projection" and not codec.encoder.deep and elementwise:
             (slope,) = torch.autograd.grad(h.sum(), a, create_graph=True)
             sizes = (slope[:, : h.shape[1]] / unit).square()
             closed: Tensor = sizes @ codec.encoder.last.weight[: h.shape[1]].square().sum(1)

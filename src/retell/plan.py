@@ -123,10 +123,11 @@ def make_plan(settings: Settings, parts: Parts, rows: Array, seed: int) -> Plan:
     if settings.inference == "map":
         check_map(parts.objective, codec.code_activation)
     codec.centre = torch.from_numpy(scaling.centre).to(dtype)
+    far = auto.far(codec, settings.start, constraint)
     if settings.start == "random":
         fill_random(codec, loss, generator(seed, START))
     else:
-        axes = torch.from_numpy(spectrum.axes[:, :K].copy())
+        axes = torch.from_numpy(spectrum.axes[:, : 0 if far else K].copy())
         fill_start(codec, torch.from_numpy(x), axes, loss, generator(seed, START))
     train, held_out = _split(settings, len(x), seed)
     codec.n_rows = len(train)
@@ -144,7 +145,7 @@ def make_plan(settings: Settings, parts: Parts, rows: Array, seed: int) -> Plan:
         codec=codec.to(auto.device(settings.device)),
         solver=solver,
         reason=why or "there is a closed form",
-        recipe=_recipe(settings, parts, len(train), codec),
+        recipe=_recipe(settings, parts, len(train), codec, far=far),
     )
 
 
@@ -229,7 +230,7 @@ def _split(settings: Settings, n: int, seed: int) -> tuple[Array, Array]:
     return np.sort(order[out:]), np.sort(order[:out])
 
 
-def _recipe(settings: Settings, parts: Parts, n: int, codec: Codec) -> Recipe:
+def _recipe(settings: Settings, parts: Parts, n: int, codec: Codec, *, far: bool) -> Recipe:
     batch = settings.batch_size if isinstance(settings.batch_size, int) else auto.batch_size(n)
     rate, most, decay = settings.learning_rate_init, settings.max_iter, settings.weight_decay
     return Recipe(
@@ -237,8 +238,8 @@ def _recipe(settings: Settings, parts: Parts, n: int, codec: Codec) -> Recipe:
         corruption=parts.corruption,
         constraint=parts.constraint,
         batch_size=batch,
-        learning_rate=auto.learning_rate(codec, settings.start) if isinstance(rate, str) else rate,
-        max_iter=auto.max_iter(n, batch, codec, settings.start) if isinstance(most, str) else most,
+        learning_rate=auto.learning_rate(codec, settings.start, far=far) if isinstance(rate, str) else rate,
+        max_iter=auto.max_iter(n, batch, far=far) if isinstance(most, str) else most,
         decay=auto.WEIGHT_DECAY if isinstance(decay, str) else decay,
         n_iter_no_change=settings.n_iter_no_change,
         tol=settings.tol,

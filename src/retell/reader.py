@@ -71,7 +71,8 @@ class Reader:
             rows, codes = (torch.from_numpy(np.ascontiguousarray(z)).double().to(codec.centre.device) for z in (x, h))
             p = codec.as_pass(rows, codes, torch.as_tensor(self.unit).to(codes))
             p = p._replace(x_hat=torch.from_numpy(self.inference.decode(h)).double().to(rows.device))
-            log_x, log_h = -likelihood(p), -prior(p)
+            log_x = -likelihood(p)
+            log_h = -prior(p) - torch.log(torch.as_tensor(p.unit).expand(codes.shape[1])).sum()  # of h, not of h / unit
         return log_x.cpu().numpy(), log_h.cpu().numpy()
 
     def _densities(self) -> tuple[Any, Any]:

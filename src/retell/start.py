@@ -1,7 +1,7 @@
 """A data-aware first θ: it matters more than any penalty.
 
 The linear path (or a linear net) starts at PCA's solution, the nonlinear path beside it at zero output,
-so the whole net starts as PCA. Where the code is wider than the rows or sparse, the dictionary is a
+so the whole net starts as PCA. Where PCA's axes are no help (see `auto.far`), the dictionary is a
 random frame of unit vectors and the encoder its transpose, scaled to fit the rows. Biases take the means:
 the decoder's is the columns' mean, the encoder's -W times that.
 """
@@ -31,8 +31,8 @@ def fill_start(codec: Codec, x: Tensor, axes: Tensor, loss: Any, generator: Gene
         Its weights are empty; they are written in place.
     x : Tensor of shape (N, D), float64
         Scaled rows, NaN where unseen.
-    axes : Tensor of shape (D, min(K, D)), float64
-        PCA's components of x.
+    axes : Tensor of shape (D, K) or (D, 0), float64
+        PCA's components of x, or none where they are no help: the frame is then random.
     loss : Term
         The data term: its link takes the mean to the decoder's bias.
     generator : torch.Generator
@@ -41,7 +41,7 @@ def fill_start(codec: Codec, x: Tensor, axes: Tensor, loss: Any, generator: Gene
         _fill_hidden(net, generator)
     width, n_units = len(codec.centre), codec.n_units
     filled = codec.fill(x.to(codec.centre))
-    aware = axes.shape[1] >= n_units and not codec.code_activation.sparse
+    aware = axes.shape[1] == n_units
     frame = axes if aware else _random_frame(width, n_units, generator)
     frame = frame.to(codec.centre)
     encoder, decoder = codec.encoder.straight, codec.decoder.straight

@@ -114,6 +114,7 @@ def map_codes(codec: Codec, objective: Objective, x: Tensor, h: Tensor, unit: Te
     going = torch.ones_like(t, dtype=torch.bool)
     for _ in range(MOST_STEPS):
         value, slope = _slope(smooth, y)
+        steep = steep / 1.02  # a bend that was passed need not slow all that follows
         while True:
             step = y - slope / steep
             new = (step.sign() * (step.abs() - kappa / steep).clamp(min=0)).clamp(low, high)
@@ -154,7 +155,8 @@ def _sum(codec: Codec, objective: Objective, x: Tensor, h: Tensor, unit: Tensor,
         rate = _rate(term)
         value = term(p)
         if rate and not kinked:  # its constants stay
-            value = value - rate * (p.h / unit).abs().sum(1)
+            size = p.h / unit  # an Exponential's energy is a line, with its slope at 0 too
+            value = value - rate * (size if isinstance(getattr(term, "p", None), Exponential) else size.abs()).sum(1)
         total = total + at(coefficient, math.inf) * ((value * p.weight).sum(1) / D if value.ndim == 2 else value)
     return total
 
