@@ -12,6 +12,8 @@ import sys
 
 import numpy as np
 import pytest
+import torch
+from sklearn.base import clone
 from sklearn.datasets import load_wine
 
 import retell.training
@@ -257,3 +259,28 @@ def test_an_interrupted_refit_leaves_the_old_model(rows, monkeypatch):
     turns.close()
     assert print_of(model) == before
     assert model.transform(rows).tobytes() == codes.tobytes()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"code_activation": "BatchTopK(3)", "objective": "MSE() + 0.1 * AuxK(4, 200)"},
+        {"code_activation": "JumpReLU()", "objective": "MSE() + 0.001 * L0()", "corruption": "Swap(0.2)"},
+        {"code_activation": "Sample()", "objective": "Likelihood(Normal()) + Warmup(1.0, 30) * ToNormal()"},
+        {"code_activation": "Gated()", "objective": "MSE() + 0.01 * GateL1() + GateMSE()"},
+        {"objective": "MSE() + 0.1 * Contractive(method='projection')", "corruption": "SaltAndPepper(0.2)"},
+    ],
+    ids=lambda settings: settings.get("code_activation", "projection"),
+)
+def test_what_parts_learn_count_and_draw_is_taken_up(settings, tmp_path):
+    """Thresholds, idle rows and noise, too, are those of the uninterrupted fit."""
+    X = load_wine().data
+    model = Autoencoder(12, hidden_layer_sizes=(), max_iter=6, random_state=0, **settings)
+    whole = clone(model).fit(X)
+    for epoch in model.fit_epochs(X, checkpoint=tmp_path / "state"):
+        if epoch.number == 3:
+            break
+    resumed = clone(model).fit(X, checkpoint=tmp_path / "state")
+    assert resumed.n_iter_ == whole.n_iter_ == 6
+    for name, value in whole.codec_.state_dict().items():
+        assert torch.equal(resumed.codec_.state_dict()[name], value), name

@@ -1,4 +1,4 @@
-"""A planted violation makes exactly the tests fail that should; `python tests/violations.py` asks all tests of claims."""
+"""A planted violation makes exactly the tests fail that should; `python tests/violations.py` asks every claim's."""
 
 import importlib.util
 import sys

@@ -7,7 +7,8 @@ turns the decoder's output into a reconstruction; `link` is its inverse, for a d
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,7 +23,20 @@ from retell.parts import Part, Pass
 if TYPE_CHECKING:
     from retell.codec import Codec
 
+T = TypeVar("T", bound=Term)
+
 __all__ = ["BCE", "MSE", "Hidden", "Huber", "Likelihood", "Nested", "Poisson"]
+
+
+def _speaks_for(field: str) -> Callable[[type[T]], type[T]]:
+    """For a class of losses whose support, mean and link are those of what it holds."""
+
+    def dress(loss: type[T]) -> type[T]:
+        for word in ("support", "mean", "link"):
+            setattr(loss, word, property(lambda self, word=word: getattr(getattr(self, field), word)))  # type: ignore[misc]
+        return loss
+
+    return dress
 
 
 class MSE(Term):
@@ -126,6 +140,7 @@ class Poisson(Term):
         return self, "x", 1 / n_features
 
 
+@_speaks_for("p")
 class Likelihood(Term):
     """L = -Σ_d log p(x_d | x̂_d), in nats a row
 
@@ -174,23 +189,11 @@ class Likelihood(Term):
                 f"{self!r} learns its scale, and this codec has none to learn: build it with learns_scale=True"
             )
 
-    @property
-    def support(self) -> tuple[float, float]:
-        support: tuple[float, float] = self.p.support  # type: ignore[attr-defined]  # a density has one
-        return support
-
-    def mean(self, x_hat: Tensor) -> Tensor:
-        mean: Tensor = self.p.mean(x_hat)  # type: ignore[attr-defined]
-        return mean
-
-    def link(self, mean: Tensor) -> Tensor:
-        link: Tensor = self.p.link(mean)  # type: ignore[attr-defined]
-        return link
-
     def density(self, n_rows: int, n_features: int) -> tuple[Any, str, float]:
         return self.p, "x", 1.0
 
 
+@_speaks_for("loss")
 class Nested(Term):
     """L = mean over m of loss(x, g(h_1 ... h_m, 0 ...)),  m each of the prefixes and K
 
@@ -240,20 +243,8 @@ class Nested(Term):
         """Whether the scale of the loss is learned."""
         return getattr(self.loss, "learned", False)
 
-    @property
-    def support(self) -> tuple[float, float]:
-        support: tuple[float, float] = self.loss.support  # type: ignore[attr-defined]  # a loss has one
-        return support
 
-    def mean(self, x_hat: Tensor) -> Tensor:
-        mean: Tensor = self.loss.mean(x_hat)  # type: ignore[attr-defined]
-        return mean
-
-    def link(self, mean: Tensor) -> Tensor:
-        link: Tensor = self.loss.link(mean)  # type: ignore[attr-defined]
-        return link
-
-
+@_speaks_for("loss")
 class Hidden(Term):
     """L = loss on the corrupted cells only, averaged over them
 
@@ -282,19 +273,6 @@ class Hidden(Term):
 
     def check(self, codec: Codec) -> None:
         self.loss.check(codec)
-
-    @property
-    def support(self) -> tuple[float, float]:
-        support: tuple[float, float] = self.loss.support  # type: ignore[attr-defined]  # a loss has one
-        return support
-
-    def mean(self, x_hat: Tensor) -> Tensor:
-        mean: Tensor = self.loss.mean(x_hat)  # type: ignore[attr-defined]
-        return mean
-
-    def link(self, mean: Tensor) -> Tensor:
-        link: Tensor = self.loss.link(mean)  # type: ignore[attr-defined]
-        return link
 
 
 def _check_loss(outer: Term, loss: Any) -> None:
