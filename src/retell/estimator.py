@@ -83,8 +83,8 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     corruption : str or Part, default="Nothing()"
         C, applied while training, as in ``"Mask(0.3)"``.
     constraint : str, Part or "auto", default="auto"
-        Π. "auto": with L1, Contractive or a sparse code, UnitNorm on a linear decoder and UnitRMS with a
-        deep one, unless weights are tied; else Free.
+        Π. "auto": with L1, StudentT, Contractive, a prior on the code or a sparse code, UnitNorm on a linear
+        decoder and UnitRMS with a deep one, unless weights are tied; else Free.
     scale : {"auto", "standard"} or None, default="auto"
         None centres columns; "standard" also divides each by its standard deviation; "auto" divides all by
         one factor where spreads are alike, each by its own elsewhere. Losses on a bounded support leave the
@@ -162,7 +162,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
     References
     ----------
-    Baldi & Hornik 1989; Hinton & Salakhutdinov 2006; Vincent et al. 2008; Rifai et al. 2011.
+    Baldi & Hornik 1989; Hinton & Salakhutdinov 2006; Vincent et al. 2008; Rifai et al. 2011. Each part names its own.
 
     Examples
     --------
