@@ -79,7 +79,6 @@ VIOLATIONS = {
             "tests/test_field_mistakes.py::test_contraction_is_not_a_formula_for_another_network",
             "tests/test_laws.py::test_contractive_is_the_true_jacobian_norm",
             "tests/test_terms.py::test_contractive_is_autograds_jacobian",
-            "tests/test_terms.py::test_the_projection_is_unbiased_and_scatters_as_it_says",
         ),
     ),
     "clean rows where the noisy loss is reported": Violation(
