@@ -141,7 +141,7 @@ def train(combination):
     codec.centre = ROWS.mean(0)
     fill_start(codec, ROWS, AXES, objective.loss, generator(0, 0))
     codec.idle[0] = math.inf  # a unit that was never active, for what revives such units
-    recipe = Recipe(objective, combination.corruption, combination.constraint, N, 0.01, 1, 0.4, 10, 1e-4)
+    recipe = Recipe(objective, combination.corruption, combination.constraint, N, 0.01, 1, 0.4, 10, 1e-4, 0.0)
     descent = Descent(codec.train(), recipe, 0)
     before = numbers(codec)
     terms = descent.one_step(ROWS, generator(0, 1), 0.01)

@@ -140,7 +140,6 @@ def test_a_fit_like_pca_is_not_worse(settings: dict[str, Any]) -> None:
 SMALL = {
     "L1": ("MSE() + 0.01 * L1()", "Identity()", "ReLU()"),
     "StudentT": ("MSE() + 0.01 * StudentT()", "Identity()", "TopK(8)"),
-    "KL": ("MSE() + 0.01 * KL(0.1)", "Sigmoid()", "TopK(8)"),
     "Laplace": ("Likelihood(Normal(0.5)) + Prior(Laplace(0.1))", "Identity()", "inference='map'"),
     "Exponential": ("Likelihood(Normal(0.5)) + Prior(Exponential(0.1))", "Softplus()", "ReLU()"),
     "too little": ("MSE() + 1e-9 * L1()", "Softplus()", "ReLU()"),

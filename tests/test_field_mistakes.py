@@ -88,7 +88,7 @@ def gradient(value, parameter):
 
 def descent(codec, objective, *, corruption=None, constraint=None, batch_size=20, learning_rate=0.01, max_iter=100):
     recipe = Recipe(objective, corruption or Nothing(), constraint or Free(), batch_size, learning_rate, max_iter,
-                    decay=0.0, n_iter_no_change=10, tol=1e-4)  # fmt: skip
+                    decay=0.0, n_iter_no_change=10, tol=1e-4, sure=0.0)  # fmt: skip
     return Descent(codec, recipe, seed=0)
 
 

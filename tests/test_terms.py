@@ -39,6 +39,7 @@ from retell import (
     Nested,
     Normal,
     Part,
+    Poisson,
     ReLU,
     SaltAndPepper,
     Sample,
@@ -47,6 +48,7 @@ from retell import (
     StudentT,
     Swap,
     Tanh,
+    Term,
     ToNormal,
     TopK,
     Uniform,
@@ -761,3 +763,40 @@ class Plain(Part):
 def test_an_own_activation_need_not_say_that_it_is_elementwise():
     codec, x = make_codec(Plain()), make_rows()
     same(Contractive()(codec(x)).detach(), true_norms(codec.encode, x)[0])
+
+
+@pytest.mark.parametrize("rate", [[0.1, 1000, 20], [0.001, 300_000, 5]], ids=["small", "large"])
+@pytest.mark.parametrize("hidden", [(), "auto"], ids=["linear", "deep"])
+def test_counts_of_very_different_rates_are_learned(rate, hidden):
+    X = np.random.default_rng(0).poisson(rate, (400, 3))
+    model = Autoencoder(1, objective="Poisson()", hidden_layer_sizes=hidden, random_state=0).fit(X[:300])
+    assert np.isfinite(model.reconstruct(X)).all()
+    assert model.score(X[300:]) > 0.5
+
+
+def test_poisson_is_its_likelihood_however_small_the_rate():
+    codec, x = make_codec(Identity()), make_rows().abs().round()
+    p = codec(x)._replace(x_hat=torch.full_like(x, -110.0, requires_grad=True))
+    for term in (Poisson(), Likelihood(Poisson())):
+        value = term(p).sum()
+        assert torch.isfinite(value)
+        assert torch.isfinite(torch.autograd.grad(value, p.x_hat)[0]).all()
+    same(Poisson()(p).sum(1), Likelihood(Poisson())(p))
+
+
+@pytest.mark.parametrize("term", ["AuxK()", "GateMSE()"])
+def test_what_subtracts_the_output_needs_rows_for_it(term):
+    squash = "Gated()" if term == "GateMSE()" else "TopK(2)"
+    with pytest.raises(ValueError, match="use MSE"):
+        Autoencoder(4, hidden_layer_sizes=(), code_activation=squash, objective=f"BCE() + {term}").fit(np.eye(30))
+
+
+def test_a_value_of_another_shape_is_refused():
+    class Each(Term):
+        """Ω = |h|, of each unit: forgets to add them up"""
+
+        def __call__(self, p):
+            return p.h.abs()
+
+    with pytest.raises(ValueError, match=r"a penalty one per row"):
+        Autoencoder(4, hidden_layer_sizes=(), objective=MSE() + Each()).fit(np.random.default_rng(0).random((30, 4)))

@@ -18,6 +18,7 @@ from retell.objective import Objective
 from retell.penalties import L1, Contractive, Prior, StudentT
 
 __all__ = [
+    "SURE",
     "WEIGHT_DECAY",
     "batch_size",
     "constraint",
@@ -34,6 +35,7 @@ __all__ = [
 
 Array = npt.NDArray[Any]
 
+SURE = 3.0  # standard errors by which a fit must be better than PCA, where it starts there
 WEIGHT_DECAY = 0.4  # of nonlinear paths beside linear ones
 
 

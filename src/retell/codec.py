@@ -35,7 +35,7 @@ class Codec(nn.Module):
         Rows that the solver has seen since each unit was last active.
     rms : Tensor of shape (K,)
         Root mean square of each unit over the training rows; 1 until a fit has ended.
-    n_rows : int
+    n_rows : Tensor, one number
         How many rows share a prior on the weights; 1 until a fit says otherwise.
 
     Examples
@@ -55,6 +55,7 @@ class Codec(nn.Module):
     centre: Tensor
     idle: Tensor
     rms: Tensor
+    n_rows: Tensor
 
     def __init__(
         self, encoder: Net, code_activation: Any, decoder: Net, centre: Tensor, *, learns_scale: bool = False
@@ -67,7 +68,7 @@ class Codec(nn.Module):
         self.register_buffer("idle", torch.zeros(self.n_units))
         self.register_buffer("rms", torch.ones(self.n_units))
         self.log_scale = nn.Parameter(torch.zeros(())) if learns_scale else None
-        self.n_rows = 1
+        self.register_buffer("n_rows", torch.ones(()))
 
     def fill(self, x: Tensor) -> Tensor:
         """x with the centre in unseen cells."""
@@ -86,7 +87,10 @@ class Codec(nn.Module):
     def forward(self, x: Tensor, corrupted: Corrupted | None = None, generator: Generator | None = None) -> Pass:
         """The pass of x, encoded from its corrupted copy if there is one; with a generator codes are drawn."""
         seen = ~torch.isnan(x)
-        read, hit, emphasis = corrupted or Corrupted(x, torch.zeros_like(seen))
+        corrupted = Corrupted(x, torch.zeros_like(seen)) if corrupted is None else corrupted
+        if not isinstance(corrupted, Corrupted):
+            raise TypeError(f"a corruption gives a retell.Corrupted(x, hit), got {type(corrupted).__name__}")
+        read, hit, emphasis = corrupted
         weight = torch.where(hit, emphasis, 1.0).to(x) * seen
         a = self.encoder(self.fill(read))
         drawn = generator is not None and hasattr(self.code_activation, "sample")

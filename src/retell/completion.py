@@ -33,10 +33,10 @@ def filler(x: Array, factors: Factors, reconstruct: Callable[[Array], Array], ge
     reconstruct : callable
         The network's answer to centred rows with holes.
     generator : torch.Generator
-        Hides cells: as many as rows have holes, a fifth where they have none.
+        Hides cells: as large a share as is missing, but at least a tenth; a fifth where none is.
     """
     x = x[:ROWS]
-    share = np.isnan(x).mean() or 0.2
+    share = max(np.isnan(x).mean() or 0.2, 0.1)
     hidden = (torch.rand(x.shape, generator=generator).numpy() < share) & ~np.isnan(x)
     if not hidden.any():
         return "factors"

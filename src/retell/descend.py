@@ -36,6 +36,8 @@ class Recipe:
     decay: float
     n_iter_no_change: int
     tol: float
+    sure: float
+    """Standard errors by which the best epoch must be better than the start."""
 
 
 class Epoch(NamedTuple):
@@ -68,7 +70,6 @@ class Judgement(NamedTuple):
 
 
 TAIL = 5  # epochs over which the learning rate falls to zero when held-out rows have stopped improving
-SURE = 3.0  # standard errors by which the best epoch must be better than the start
 
 
 class Descent:
@@ -126,11 +127,13 @@ class Descent:
         noise = generator(self.seed, NOISE, self.epoch, device=x.device)
         sums = dict.fromkeys(self.recipe.objective.names, torch.zeros((), dtype=x.dtype, device=x.device))
         self.codec.train()
-        for rows in torch.tensor_split(order, self._steps(x)):
-            rate = self.recipe.learning_rate * (1.0 if constant_rate else self.share(self._steps(x)))
-            terms = self.one_step(x[rows], noise, rate)
-            sums = {name: sums[name] + len(rows) * value for name, value in terms.items()}
-        self.codec.train(False)
+        try:
+            for rows in torch.tensor_split(order, self._steps(x)):
+                rate = self.recipe.learning_rate * (1.0 if constant_rate else self.share(self._steps(x)))
+                terms = self.one_step(x[rows], noise, rate)
+                sums = {name: sums[name] + len(rows) * value for name, value in terms.items()}
+        finally:  # an interrupt too leaves a codec that reads each row alone
+            self.codec.train(False)
         self.epoch += 1
         return {name: float(value) / len(x) for name, value in sums.items()}
 
@@ -181,7 +184,7 @@ class Descent:
     def restore_best(self) -> None:
         """Put the best parameters back: those of the best epoch if it is better than the start beyond doubt."""
         gain = self.first_rows - self.best_rows
-        doubt = SURE * float(gain.std()) / math.sqrt(len(gain)) if len(gain) > 1 else 0.0
+        doubt = self.recipe.sure * float(gain.std()) / math.sqrt(len(gain)) if len(gain) > 1 else 0.0
         accepted = not len(gain) or float(gain.mean()) > doubt
         if not accepted:
             self.best_loss = float(self.first_rows.mean())

@@ -189,14 +189,15 @@ def _identity(e: _Evidence) -> Finding | None:
     figures = {name: explained_variance(x, e.model._reconstruct(x)) for name, x in strangers.items()}
     if min(figures.values()) <= COPIED:
         return None
+    held = " and ".join(map(repr, e.penalties))
+    stronger = f"a larger coefficient for {held}" if held else "add a penalty ('MSE() + 0.001 * L1()')"
     return Finding(
         "identity",
         {"rows": 1 - e.error} | figures,
         f"the {K:,} units for {D:,} columns copy whatever they are given: they explain {_percent(1 - e.error)} of the"
         f" rows, {_percent(figures['noise'])} of noise and {_percent(figures['shuffled'])} of the rows with every"
         " column shuffled",
-        "lower n_components, or add a penalty ('MSE() + 0.001 * L1()'), a corruption ('Mask(0.3)') or a sparse code"
-        " ('TopK(8)')",
+        f"lower n_components, or {stronger}, a corruption ('Mask(0.3)') or a sparse code ('TopK(8)')",
     )
 
 
@@ -242,7 +243,7 @@ def _small(e: _Evidence) -> Finding | None:
 
 def _sparsifies(term: Any) -> bool:
     prior = isinstance(term, Prior) and term.on == "code" and isinstance(term.p, Laplace | Exponential | StudentT)
-    return prior or isinstance(term, L1 | StudentT | KL)
+    return prior or isinstance(term, L1 | StudentT)
 
 
 def _dead(e: _Evidence) -> Finding | None:

@@ -126,7 +126,8 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     inference : {"encoder", "map"}, default="encoder"
         Whose codes `transform` and all that builds on it give: the encoder's, or for each row the code that
         minimises the objective, the decoder fixed (the posterior mode, where the objective is a density). The
-        fit itself is the same. May be changed on a fitted model.
+        fit itself is the same. A missing cell of a row then counts as no evidence: the penalty weighs more. May be
+        changed on a fitted model, whose `density_` stays that of the fit.
 
     Attributes
     ----------

@@ -35,6 +35,13 @@ LETTERS = {
     "p": ("a density", "Likelihood or Prior"),
 }
 
+NEEDS = {  # what a part of a letter defines besides being called
+    "σ": ("range", "sparse"),
+    "L": ("support", "mean", "link"),
+    "Π": ("project", "tangent", "unit"),
+    "λ": ("at",),
+}
+
 
 @cache
 def vocabulary() -> Mapping[str, type[Part]]:
@@ -108,6 +115,12 @@ def read(value: Any, letters: str, name: str, parts: Iterable[type[Part]] = ()) 
     if not letter or letter not in letters:  # "" is in every text
         kind, home = LETTERS.get(letter, ("a part without a letter", "nothing"))
         raise ValueError(f"{name} must be {LETTERS[letters[0]][0]}, but {part!r} is {kind} (it goes into {home})")
+    for one in part.terms if isinstance(part, Objective) else [part]:
+        lacking = [word for word in NEEDS.get(one.letter, ()) if not hasattr(one, word)]
+        if lacking:
+            raise TypeError(
+                f"{one!r} is {LETTERS[one.letter][0]} and defines no {', '.join(lacking)}: add it to the class"
+            )
     return as_objective(part) if isinstance(part, Term | Objective) else part
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -63,7 +64,7 @@ def in_blocks(net: Callable[[Tensor], Tensor], rows: Array, width: int, like: Te
     out = np.empty((len(rows), width), dtype=like.detach().cpu().numpy().dtype)
     with _threads(1 if max(rows.shape[1], width) <= NARROW else torch.get_num_threads()):
         for i in range(0, len(rows), ROWS):
-            some = torch.from_numpy(np.ascontiguousarray(rows[i : i + ROWS]))
+            some = torch.from_numpy(np.require(rows[i : i + ROWS], requirements=["C", "W"]))
             block[: len(some), : rows.shape[1]] = some
             block[len(some) :] = 0
             out[i : i + ROWS] = net(block)[: len(some), :width].cpu().numpy()
@@ -88,8 +89,9 @@ def pad(matrix: Tensor) -> Tensor:
 
 
 def padded(codec: Codec) -> Codec:
-    """A frozen copy of a codec, its columns and units padded to multiples of 16; σ is shared and stays as wide."""
-    wide = Codec(_padded(codec.encoder), codec.code_activation, _padded(codec.decoder), pad(codec.centre[None])[0])
+    """A frozen copy of a codec, its columns and units padded to multiples of 16; σ stays as wide."""
+    squash = deepcopy(codec.code_activation)
+    wide = Codec(_padded(codec.encoder), squash, _padded(codec.decoder), pad(codec.centre[None])[0]).train(False)
     if codec.log_scale is not None:
         wide.log_scale = torch.nn.Parameter(codec.log_scale.detach().clone(), requires_grad=False)
     return wide

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
-from torch.distributions import Poisson as TorchPoisson
 from torch.nn import functional
 
 from retell.densities import Bernoulli, Normal
@@ -106,6 +104,15 @@ class BCE(Term):
         return Bernoulli(), "x", 1 / n_features
 
 
+class _Counts(NamedTuple):
+    """The Poisson distribution by its log rate, whose exponential may underflow."""
+
+    log_rate: Tensor
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return x * self.log_rate - self.log_rate.exp() - torch.lgamma(x + 1)
+
+
 class Poisson(Term):
     """L = exp(x̂) - x x̂ + log x!
 
@@ -117,7 +124,7 @@ class Poisson(Term):
     support: ClassVar[tuple[float, float]] = (0.0, math.inf)
 
     def __call__(self, p: Pass) -> Tensor:
-        return p.x_hat.exp() - p.x * p.x_hat + torch.lgamma(p.x + 1)
+        return -_Counts(p.x_hat).log_prob(p.x)
 
     def mean(self, x_hat: Tensor) -> Tensor:
         return x_hat.exp()
@@ -125,8 +132,8 @@ class Poisson(Term):
     def link(self, mean: Tensor) -> Tensor:
         return mean.clamp(min=1e-3).log()
 
-    def at(self, location: Tensor, scale: Tensor) -> Distribution:
-        return TorchPoisson(location.exp(), validate_args=False)
+    def at(self, location: Tensor, scale: Tensor) -> _Counts:
+        return _Counts(location)
 
     def power(self, rate: float) -> Poisson:
         if not math.isclose(rate, 1.0):
@@ -162,9 +169,10 @@ class Likelihood(Term):
     p: Part
 
     def __post_init__(self) -> None:
-        if not hasattr(self.p, "link") and not hasattr(self.p, "df"):
+        if not isinstance(self.p, Part) or not hasattr(self.p, "at") or not hasattr(self.p, "link"):
             raise ValueError(
-                f"a likelihood needs a density of the data, such as Normal() or Bernoulli(), got {self.p!r}"
+                f"a likelihood needs a density of the data, got {self.p!r}: use Normal() where it would be MSE(),"
+                " Bernoulli() for BCE()"
             )
 
     def __call__(self, p: Pass) -> Tensor:

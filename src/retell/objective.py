@@ -36,6 +36,8 @@ class Term(Part):
 
     letter = "Ω"
     needs_corruption: ClassVar[bool] = False
+    subtracts: ClassVar[bool] = False
+    """Whether it takes the decoder's output for the reconstruction."""
 
     def __call__(self, p: Pass) -> Tensor:
         """The term's value: (N, D), (N,) or a single number."""
@@ -51,6 +53,10 @@ class Term(Part):
         open, as a squared error's is; the whole is None where there is no density.
         """
         return None
+
+    def explain(self, n_rows: int, n_features: int, noise: float = 1.0) -> Explanation:
+        """As `Objective.explain`, of the term alone."""
+        return as_objective(self).explain(n_rows, n_features, noise)
 
     def __add__(self, other: Any) -> Any:
         return as_objective(self) + other
@@ -122,7 +128,8 @@ class Objective(Part):
 
     def __call__(self, p: Pass, step: float = math.inf) -> dict[str, Tensor]:
         """Every summand, coefficient included, under its own name; `step` inf is the end of all schedules."""
-        return {name: at(c, step) * mean(term(p), p) for name, (c, term) in zip(self.names, self.summands, strict=True)}
+        return {name: at(c, step) * mean(_value(term, p), p)
+                for name, (c, term) in zip(self.names, self.summands, strict=True)}  # fmt: skip
 
     def by_row(self, p: Pass, step: float = math.inf) -> Tensor:
         """The objective on each row (N,); its mean is the objective."""
@@ -168,10 +175,23 @@ class Objective(Part):
                 )
         return losses[0]
 
+    @property
+    def loss_is_of_rows(self) -> bool:
+        """Whether the decoder's output is itself the reconstruction: the link is the identity."""
+        probe = torch.zeros(1)
+        return self.loss.mean(probe) is probe
+
     def check(self, codec: Codec, corruption: Any) -> None:
         """Raise ValueError if a term lacks what it needs."""
         for term in self.terms:
             term.check(codec)
+            if term.subtracts and not self.loss_is_of_rows:
+                raise ValueError(
+                    f"{term!r} subtracts the decoder's output from the row, which with {self.loss!r} is not the"
+                    " reconstruction: use MSE()"
+                )
+            if term.needs_corruption and getattr(corruption, "p", 1.0) == 0:
+                raise ValueError(f"{term!r} counts corrupted cells, and {corruption!r} hits none: use a p above 0")
             if term.needs_corruption and isinstance(corruption, Nothing):
                 raise ValueError(
                     f"{term!r} counts corrupted cells, and nothing corrupts them: set corruption='Mask(0.3)'"
@@ -186,7 +206,8 @@ class Objective(Part):
             Of the training rows: a prior on weights is shared by the rows, a squared error by the columns.
         noise : float, default=1.0
             Standard deviation of the noise, in the scaled space, at which a squared error is read: squared
-            errors and penalties fix only the ratio of noise and prior scales. A likelihood has its own.
+            errors and penalties fix only the ratio of noise and prior scales. A likelihood has its own; one that
+            learns it is read at `noise` too.
 
         Returns
         -------
@@ -225,6 +246,18 @@ def mean(value: Tensor, p: Pass) -> Tensor:
     if value.ndim == 2:
         return (value * p.weight).sum() / _total(p.weight)
     return value.mean() if value.ndim == 1 else value
+
+
+def _value(term: Term, p: Pass) -> Tensor:
+    """The term's value, which has one of the three shapes."""
+    value = term(p)
+    shapes = {(): "", (len(p.x),): "", p.x.shape: "L"}
+    if value.shape not in shapes or not term.letter.startswith(shapes[tuple(value.shape)]):
+        raise ValueError(
+            f"{term!r} has a value of shape {tuple(value.shape)}: a loss gives one per cell {tuple(p.x.shape)}, a"
+            f" penalty one per row ({len(p.x)},) or one number"
+        )
+    return value
 
 
 def _total(weight: Tensor) -> Tensor:

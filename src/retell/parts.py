@@ -98,6 +98,8 @@ class Part:
     >>> class Halve(Part):
     ...     "h = s a"
     ...     letter = "σ"
+    ...     range = (-float("inf"), float("inf"))
+    ...     sparse = False
     ...     s: float = 0.5
     ...     def __call__(self, a):
     ...         return self.s * a

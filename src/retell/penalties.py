@@ -334,6 +334,8 @@ class GateMSE(Term):
     Rajamanoharan et al. 2024, "Improving Dictionary Learning with Gated Sparse Autoencoders", equation 8.
     """
 
+    subtracts: ClassVar[bool] = True
+
     surrogate: ClassVar[tuple[str, ...]] = ("decoder",)
 
     def check(self, codec: Codec) -> None:
@@ -370,6 +372,8 @@ class AuxK(Term):
     ----------
     Gao et al. 2024, "Scaling and evaluating sparse autoencoders", section 2.4.
     """
+
+    subtracts: ClassVar[bool] = True
 
     k: int = 32
     rows: int = 10_000

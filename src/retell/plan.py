@@ -130,7 +130,7 @@ def make_plan(settings: Settings, parts: Parts, rows: Array, seed: int) -> Plan:
         axes = torch.from_numpy(spectrum.axes[:, : 0 if far else K].copy())
         fill_start(codec, torch.from_numpy(x), axes, loss, generator(seed, START))
     train, held_out = _split(settings, len(x), seed)
-    codec.n_rows = len(train)
+    codec.n_rows.fill_(len(train))
     return Plan(
         settings=settings,
         parts=parts,
@@ -243,4 +243,5 @@ def _recipe(settings: Settings, parts: Parts, n: int, codec: Codec, *, far: bool
         decay=auto.WEIGHT_DECAY if isinstance(decay, str) else decay,
         n_iter_no_change=settings.n_iter_no_change,
         tol=settings.tol,
+        sure=0.0 if far or not parts.objective.loss_is_of_rows else auto.SURE,
     )

@@ -82,7 +82,7 @@ class Reader:
             if found is None or found[2] != 1.0 or coefficient != 1 or not hasattr(term, "p"):
                 raise ValueError(
                     f"the objective {self.objective!r} is not a log density: {term!r} is not a Likelihood or a Prior"
-                    " with coefficient 1; objective.explain(n_rows, n_features) says it in that language"
+                    " with coefficient 1; where it is one in other words, objective.explain(n_rows, n_features) says it"
                 )
             on[found[1]].append(term)
         if len(on["x"]) != 1 or len(on["code"]) != 1:

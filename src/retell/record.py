@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from retell.completion import filler
+from retell.constraints import UnitRMS
 from retell.density import Density
 from retell.metrics import explained_variance
 from retell.model_file import Fitted, Model
@@ -28,7 +29,7 @@ def record(training: Training, columns: list[str] | None) -> Model:
     """
     plan, epochs = training.plan, training.history
     reader = Reader(plan.codec, plan.parts.objective, plan.parts.constraint)
-    plan.codec.rms.copy_(torch.from_numpy(np.sqrt((reader.encode(plan.x) ** 2).mean(0))))
+    plan.codec.rms.copy_(torch.as_tensor(UnitRMS().unit(torch.from_numpy(reader.encode(plan.x)))))
     reader = Reader(plan.codec, plan.parts.objective, plan.parts.constraint)
     how = plan.settings.inference
     h = reader.encode(plan.x, how)

@@ -17,6 +17,7 @@ from torch import Generator, Tensor
 from retell.activations import Identity
 from retell.codec import Codec
 from retell.networks import Affine, Net
+from retell.objective import mean
 
 __all__ = ["fill_random", "fill_start"]
 
@@ -45,8 +46,9 @@ def fill_start(codec: Codec, x: Tensor, axes: Tensor, loss: Any, generator: Gene
     frame = axes if aware else _random_frame(width, n_units, generator)
     frame = frame.to(codec.centre)
     encoder, decoder = codec.encoder.straight, codec.decoder.straight
+    bent = not codec.tied and not torch.equal(loss.link(filled), filled)
     if encoder is not None:
-        encoder.weight.zero_()[:n_units].copy_(_scaled(frame, filled - codec.centre, codec).T)
+        encoder.weight.zero_()[:n_units].copy_(_scaled(frame, filled - codec.centre, codec, bent=bent).T)
     if decoder is not None and not codec.tied:
         decoder.weight.copy_(frame)
     drawn = hasattr(codec.code_activation, "sample")
@@ -54,7 +56,7 @@ def fill_start(codec: Codec, x: Tensor, axes: Tensor, loss: Any, generator: Gene
     _fill_biases(codec, filled, loss)
     if spread is not None:
         _bias(codec.encoder)[n_units:] = spread
-    bent = not isinstance(codec.code_activation, Identity) or not torch.equal(loss.link(filled), filled)
+    bent = bent or not isinstance(codec.code_activation, Identity)
     if decoder is not None and not codec.tied and aware and bent and spread is None:
         _fit_decoder(codec, decoder, filled, loss)
     _bound(codec, filled)
@@ -110,13 +112,16 @@ def _random_frame(width: int, n_units: int, generator: Generator) -> Tensor:
     return unit
 
 
-def _scaled(frame: Tensor, x: Tensor, codec: Codec) -> Tensor:
-    """The frame times what suits σ: least squares where σ(2a) = 2 σ(a), unit spread before others."""
+def _scaled(frame: Tensor, x: Tensor, codec: Codec, *, bent: bool) -> Tensor:
+    """The frame times what suits σ: least squares where σ(2a) = 2 σ(a), unit spread before others.
+
+    Unit spread too where the loss's link is bent: x̂ is then in other units than the rows.
+    """
     a = x @ frame
     squash = codec.code_activation
     if getattr(squash, "outputs", 1) > 1:  # a code that is drawn around a
         return frame
-    if not squash.sparse and not torch.allclose(squash(2 * a), 2 * squash(a)):
+    if not squash.sparse and (bent or not torch.allclose(squash(2 * a), 2 * squash(a))):
         spread = a.std(0, correction=0)
         floor = 1e-2 * spread.max()  # axes along which rows hardly differ are not blown up
         return frame / torch.where(floor > 0, spread.clamp(min=floor), 1.0)
@@ -153,7 +158,7 @@ def _probabilistic(codec: Codec, frame: Tensor, x: Tensor, loss: Any) -> Tensor 
     values = (x @ frame).square().mean(0)
     rest = (x.square().sum(1).mean() - values.sum()) / max(1, x.shape[1] - len(values))
     scale = getattr(getattr(loss, "p", None), "scale", None)
-    noise = rest.clamp(min=1e-4 * float(values.mean())) if scale is None else torch.as_tensor(scale**2).to(x)
+    noise = rest.clamp(min=1e-6 + 1e-4 * float(values.mean())) if scale is None else torch.as_tensor(scale**2).to(x)
     values = torch.maximum(values, noise)
     gain = (values - noise).sqrt()
     encoder.weight[: len(gain)].copy_((frame * (gain / values)).T)
@@ -170,6 +175,15 @@ def _fit_decoder(codec: Codec, decoder: Affine, x: Tensor, loss: Any) -> None:
     off = h.double() - h.double().mean(0)
     gram = off.T @ off / len(off)
     gram += 1e-6 * gram.diagonal().mean().clamp(min=1e-12) * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    change = torch.linalg.solve(gram, off.T @ (target - target.mean(0)) / len(off)).T
-    decoder.weight.add_(change.to(decoder.weight))
-    _bias(codec.decoder).sub_((change @ h.double().mean(0)).to(decoder.weight))
+    fitted = torch.linalg.solve(gram, off.T @ (target - target.mean(0)) / len(off)).T + decoder.weight.double()
+    best, least = decoder.weight.clone(), math.inf
+    # least squares of the link may be far from least loss: the share of it that costs least, or none
+    for share in (1.0, 0.5, 0.25, 0.1, 0.0):
+        decoder.weight.copy_(share * fitted)
+        _bias(codec.decoder).copy_(loss.link(codec.centre))
+        _bias(codec.decoder).sub_(decoder.weight @ h.mean(0).to(decoder.weight))
+        cost = float(mean(loss(codec(x)), codec(x)))
+        if cost < least:
+            best, least = decoder.weight.clone(), cost
+    decoder.weight.copy_(best)
+    _bias(codec.decoder).copy_(loss.link(codec.centre) - best @ h.mean(0).to(best))

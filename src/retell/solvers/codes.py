@@ -36,9 +36,9 @@ def check_map(objective: Objective, code_activation: Any) -> None:
     for term in objective.terms:
         if not (term.letter == "L" or isinstance(term, L1 | StudentT | Prior | L2 | L1Weights)):
             raise ValueError(
-                f"inference='map' minimises over the code of a row, the decoder fixed; {term!r} is about the encoder or"
-                " about a whole batch: use inference='encoder', or only losses, L1, StudentT, priors and penalties on"
-                " weights"
+                f"inference='map' minimises over the code of a row, the decoder fixed; {term!r} is not known to be a"
+                " function of that code alone: use inference='encoder', or only losses, L1, StudentT, priors and"
+                " penalties on weights"
             )
         if term.needs_corruption:
             raise ValueError(f"inference='map' has no corrupted cells for {term!r}: use inference='encoder'")
@@ -80,7 +80,7 @@ def optimise(codec: Codec, objective: Objective, rows: Array, unit: Array | floa
         first = torch.nn.functional.pad(wide.code_activation(a), (0, wide.n_units - K))
         h = map_codes(wide, objective, x, first, units, D)
         gap = (_sum(wide, objective, x, at, units, D, kinked=True) for at in (first, h))
-        return torch.cat([h[:, :K], (next(gap) - next(gap))[:, None]], 1)
+        return torch.cat([h[:, :K], (next(gap) - next(gap)).clamp(min=0)[:, None]], 1)
 
     both = in_blocks(best, rows, K + 1, like=wide.centre)
     return both[:, :K], both[:, K]
