@@ -152,7 +152,7 @@ def test_summary_and_info_fit_80_columns(at_shop: Path, capsys: pytest.CaptureFi
     summary, messages = capsys.readouterr()
     assert main(["info", "again"]) == 0
     told = capsys.readouterr().out
-    for word in ("60 x 5", "2 units", "5 → 8 → 2 → 8 → 5", "MSE()", "PCA", "descend", "3 epochs"):
+    for word in ("60 x 5", "2 units", "5 → 8 → 2 → 8 → 5", "MSE()", "PCA", "dense", "3 epochs"):
         assert word in summary
     assert "a, b, c, d, e" in told
     for line in (summary + told).splitlines():

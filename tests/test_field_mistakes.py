@@ -771,7 +771,8 @@ def test_dead_units_are_counted_in_rows_not_batches():
     ends = []
     for batch_size in (5, 40):
         codec.idle.zero_()
-        descent(codec, MSE() + L1(), batch_size=batch_size, learning_rate=1e-9).one_epoch(normal_rows())
+        objective = MSE() + AuxK(2, rows=10 * N)
+        descent(codec, objective, batch_size=batch_size, learning_rate=1e-9).one_epoch(normal_rows())
         ends.append(codec.idle.tolist())
     assert ends == [[0, N, N]] * 2  # a count of batches would say 8 and 1
 

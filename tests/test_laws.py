@@ -339,6 +339,83 @@ def test_topk_keeps_the_k_largest_that_are_positive():
     assert torch.equal(TopK(2.0)(a), TopK(2)(a))  # a whole number is one, however it is written
 
 
+# --- every derivative that is written out
+
+
+def slope_of(value, *by):
+    """Autograd's; 0 where the value does not depend on it."""
+    found = torch.autograd.grad(value.sum(), by, allow_unused=True) if value.requires_grad else [None] * len(by)
+    return [torch.zeros_like(z) if slope is None else slope for slope, z in zip(found, by, strict=True)]
+
+
+def leaf(z):
+    return z.detach().clone().requires_grad_()
+
+
+def assert_slopes(ours, expected):
+    for one, other in zip(ours, expected, strict=True):
+        torch.testing.assert_close(one.detach().expand_as(other), other, rtol=1e-10, atol=1e-12)
+
+
+def test_derivatives_are_found_by_their_names():
+    """Or the laws below try nothing."""
+    for word in ("slope_x_hat", "slope_h", "slope_weights", "slope", "pull", "bend", "slopes"):
+        assert sum(hasattr(part, word) for part in vocabulary().values()) >= 1, word
+
+
+@pytest.mark.parametrize("constraint", [Free(), UnitRMS()], ids=name)
+@pytest.mark.parametrize(("term", "activation"), PAIRS, ids=name)
+def test_slopes_of_terms_are_autograds(term, activation, constraint):
+    codec, x = codec_for(term, activation), rows()
+    codec.n_rows.fill_(30)
+    x[0, 0] = x[3, 2] = float("nan")
+    p = codec(x, Mask(0.3, emphasis=2.0)(x, torch.Generator().manual_seed(2)))
+    p = p._replace(h=p.h.detach(), x_hat=leaf(p.x_hat), unit=constraint.unit(p.h.detach()))
+    if hasattr(term, "slope_x_hat") and not getattr(term, "learned", False):
+        assert_slopes([term.slope_x_hat(p)], slope_of(term(p), p.x_hat))
+    of_code = hasattr(term, "slope_h") and getattr(term, "on", "code") == "code"
+    if of_code and not (isinstance(term, KL) and constraint != Free()):  # whose derivative is by h itself
+        h = leaf(p.h / p.unit)
+        assert_slopes([term.slope_h(p)], slope_of(term(p._replace(h=h * p.unit)), h))
+    if getattr(term, "on_weights", False):
+        matrices = codec.matrices()
+        assert_slopes(term.slope_weights(p), slope_of(term(p), *matrices))
+
+
+@pytest.mark.parametrize(
+    "density", [part for part in PARTS if hasattr(part, "slope") and hasattr(part, "at")], ids=name
+)
+def test_slopes_of_densities_are_autograds(density):
+    """By the location; where the density has none, the other way round by z."""
+    z, draw = rows().requires_grad_(), torch.Generator().manual_seed(3)
+    location = torch.randn(N, D, dtype=torch.float64, generator=draw, requires_grad=True)
+    scale = z.new_tensor(getattr(density, "scale", None) or 0.7)
+    value = -density.at(location, scale).log_prob(z)
+    expected = slope_of(value, location)[0] if hasattr(density, "link") else -slope_of(value, z)[0]
+    assert_slopes([density.slope(z, location, scale)], [expected])
+
+
+@pytest.mark.parametrize("activation", [part for part in ACTIVATIONS if hasattr(part, "pull")], ids=name)
+def test_pull_and_bend_are_autograds(activation):
+    draw, squash = torch.Generator().manual_seed(4), activation.bind(K)
+    a, d = (3 * torch.randn(N, K, dtype=torch.float64, generator=draw) for _ in range(2))
+    a.requires_grad_()
+    h = squash(a)
+    (slope,) = torch.autograd.grad(h.sum(), a, create_graph=True)
+    assert_slopes([squash.pull(d, a, h)], [d * slope.detach()])
+    assert_slopes([squash.bend(a, h)], slope_of(slope, a))
+
+
+@pytest.mark.parametrize("activation", [part for part in ACTIVATIONS if hasattr(part, "bend")], ids=name)
+def test_slopes_of_contractive_are_autograds(activation):
+    """By a and by W they make those by W, through both, and by the bias."""
+    term, codec, x = Contractive(), make_codec(activation, hidden=()), rows()
+    assert term.closed(codec)
+    p, last = codec(x), codec.encoder.last
+    by_a, by_weight = term.slopes(p)
+    assert_slopes([by_weight + by_a.T @ x, by_a.sum(0)], slope_of(term(p), last.own, last.bias))
+
+
 # --- every corruption
 
 

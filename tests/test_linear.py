@@ -274,7 +274,7 @@ def test_exact_says_why_it_can_not(settings, reason):
     with pytest.raises(ValueError, match=f"solver='exact' has no closed form here: {reason}"):
         Autoencoder(2, solver="exact", **LINEAR | settings).fit(X)
     quick = {"max_iter": 1, "batch_size": 64, "learning_rate_init": 1e-3}
-    assert Autoencoder(2, **quick, **LINEAR | settings).fit(X).solver_ == "descend"
+    assert Autoencoder(2, **quick, **LINEAR | settings).fit(X).solver_ == "dense"
 
 
 def test_exact_refuses_holes():

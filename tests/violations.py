@@ -83,8 +83,8 @@ VIOLATIONS = {
     ),
     "clean rows where the noisy loss is reported": Violation(
         "descend.py",
-        "        p = self.codec(x, recipe.corruption(x, noise), noise)\n        p = p._replace(",
-        "        p = self.codec(x, None, noise)\n        p = p._replace(",
+        "            p = self.codec(some, recipe.corruption(some, noise), noise)\n",
+        "            p = self.codec(some, None, noise)\n",
         (
             "tests/test_field_mistakes.py::test_noise_is_there_when_the_noisy_loss_is_reported",
             "tests/test_field_mistakes.py::test_the_reported_held_out_loss_is_the_noisy_one",

@@ -1,7 +1,9 @@
 """σ, the code activation: h = σ(a).
 
 `range` is the open interval that the code lies in; `sparse` says that most of the code is exactly zero;
-`elementwise` that h_k moves with a_k alone, almost everywhere, so that its Jacobian is diagonal.
+`elementwise` that h_k moves with a_k alone, almost everywhere, so that its Jacobian is diagonal. Where it has
+them, `pull` takes a gradient by h to that by a, and `bend` is the second derivative, for solvers that write
+gradients out.
 """
 
 from __future__ import annotations
@@ -40,6 +42,12 @@ class Identity(Part):
     def __call__(self, a: Tensor) -> Tensor:
         return a
 
+    def pull(self, d: Tensor, a: Tensor, h: Tensor) -> Tensor:
+        return d
+
+    def bend(self, a: Tensor, h: Tensor) -> Tensor:
+        return torch.zeros_like(a)
+
 
 class ReLU(Part):
     """h = max(a, 0)"""
@@ -51,6 +59,12 @@ class ReLU(Part):
 
     def __call__(self, a: Tensor) -> Tensor:
         return torch.relu(a)
+
+    def pull(self, d: Tensor, a: Tensor, h: Tensor) -> Tensor:
+        return _where_active(d, h)
+
+    def bend(self, a: Tensor, h: Tensor) -> Tensor:
+        return torch.zeros_like(a)
 
 
 class Sigmoid(Part):
@@ -64,6 +78,12 @@ class Sigmoid(Part):
     def __call__(self, a: Tensor) -> Tensor:
         return torch.sigmoid(a)
 
+    def pull(self, d: Tensor, a: Tensor, h: Tensor) -> Tensor:
+        return d * h * (1 - h)
+
+    def bend(self, a: Tensor, h: Tensor) -> Tensor:
+        return h * (1 - h) * (1 - 2 * h)
+
 
 class Tanh(Part):
     """h = tanh(a)"""
@@ -76,6 +96,12 @@ class Tanh(Part):
     def __call__(self, a: Tensor) -> Tensor:
         return torch.tanh(a)
 
+    def pull(self, d: Tensor, a: Tensor, h: Tensor) -> Tensor:
+        return d * (1 - h.square())
+
+    def bend(self, a: Tensor, h: Tensor) -> Tensor:
+        return -2 * h * (1 - h.square())
+
 
 class Softplus(Part):
     """h = log(1 + exp(a))"""
@@ -87,6 +113,12 @@ class Softplus(Part):
 
     def __call__(self, a: Tensor) -> Tensor:
         return torch.nn.functional.softplus(a)
+
+    def pull(self, d: Tensor, a: Tensor, h: Tensor) -> Tensor:
+        return d * torch.sigmoid(a)
+
+    def bend(self, a: Tensor, h: Tensor) -> Tensor:
+        return torch.sigmoid(a) * torch.sigmoid(-a)
 
 
 class TopK(Part):
@@ -127,6 +159,12 @@ class TopK(Part):
         values, indices = torch.topk(a, int(self.k), dim=-1)
         return torch.zeros_like(a).scatter(-1, indices, torch.relu(values))
 
+    def pull(self, d: Tensor, a: Tensor, h: Tensor) -> Tensor:
+        return _where_active(d, h)
+
+    def bend(self, a: Tensor, h: Tensor) -> Tensor:
+        return torch.zeros_like(a)
+
 
 class BatchTopK(Part):
     """h = max(a, 0) where a is among the k N largest of a batch of N rows, else 0
@@ -162,6 +200,12 @@ class BatchTopK(Part):
         if own.training:
             least = torch.topk(a.detach().flatten(), int(self.k) * len(a)).values[-1]
         return torch.relu(a) * (a >= least)
+
+    def pull(self, d: Tensor, a: Tensor, h: Tensor) -> Tensor:
+        return _where_active(d, h)
+
+    def bend(self, a: Tensor, h: Tensor) -> Tensor:
+        return torch.zeros_like(a)
 
     def count(self, p: Pass, own: Bound) -> None:
         """θ <- the mean of the first hundred batches' least active values, then of the last hundred or so."""
@@ -298,6 +342,12 @@ class Sample(Part):
         """m and log s (N, K); log s within ±10, beyond which no float32 code could tell."""
         m, log_s = a.chunk(2, dim=-1)
         return m, log_s.clamp(-10, 10)
+
+
+def _where_active(d: Tensor, h: Tensor) -> Tensor:
+    """d where h > 0, else 0, in one call."""
+    active: Tensor = torch.ops.aten.threshold_backward(d, h, 0.0)
+    return active
 
 
 def _whole(k: float) -> bool:

@@ -30,6 +30,7 @@ __all__ = [
     "max_iter",
     "n_components",
     "penalties",
+    "rounded",
     "warn_identity",
 ]
 
@@ -99,7 +100,7 @@ def warn_identity(codec: Codec, objective: Objective, corruption: Any) -> None:
 
 
 def dtype(precision: str, solver: str) -> torch.dtype:
-    """float64 for closed forms, float32 otherwise."""
+    """What weights are kept in: float64 for closed forms, float32 otherwise; bfloat16 is for products only."""
     if precision == "auto":
         return torch.float64 if solver == "exact" else torch.float32
     return torch.float64 if precision == "float64" else torch.float32
@@ -116,6 +117,14 @@ def device(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device={name!r} can't be used here: {reason}; 'auto' and 'cpu' always can") from None
     return device
+
+
+def rounded(codec: Codec, batch: int) -> bool:
+    """Whether bfloat16 products repay their casts: nets of 100,000 weights or more, in batches of 32 rows or more,
+    on a processor that multiplies them itself."""
+    weights = sum(layer.weight.numel() for layer in codec.affines())
+    native = codec.centre.device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
+    return native and codec.centre.dtype == torch.float32 and weights >= 100_000 and batch >= 32
 
 
 def hidden_layer_sizes(n: int, D: int) -> tuple[int, int]:

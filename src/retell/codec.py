@@ -32,7 +32,7 @@ class Codec(nn.Module):
     log_scale : Parameter or None
         Logarithm of the noise's scale, one number.
     idle : Tensor of shape (K,)
-        Rows that the solver has seen since each unit was last active.
+        Rows that the solver has seen since each unit was last active, where a term asks for it (`AuxK`).
     rms : Tensor of shape (K,)
         Root mean square of each unit over the training rows; 1 until a fit has ended.
     n_rows : Tensor, one number
@@ -86,16 +86,23 @@ class Codec(nn.Module):
 
     def forward(self, x: Tensor, corrupted: Corrupted | None = None, generator: Generator | None = None) -> Pass:
         """The pass of x, encoded from its corrupted copy if there is one; with a generator codes are drawn."""
+        read, rows = self.reads(x, corrupted)
+        a = self.encoder(read)
+        drawn = generator is not None and hasattr(self.code_activation, "sample")
+        h = self.code_activation.sample(a, generator) if drawn else self.code_activation(a)
+        return Pass(self, *rows, a, h, self.decode(h), generator)
+
+    def reads(
+        self, x: Tensor, corrupted: Corrupted | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """What the encoder reads of x, and the rows' own part of a `Pass`: x, seen, hit, weight."""
         seen = ~torch.isnan(x)
         corrupted = Corrupted(x, torch.zeros_like(seen)) if corrupted is None else corrupted
         if not isinstance(corrupted, Corrupted):
             raise TypeError(f"a corruption gives a retell.Corrupted(x, hit), got {type(corrupted).__name__}")
         read, hit, emphasis = corrupted
         weight = torch.where(hit, emphasis, 1.0).to(x) * seen
-        a = self.encoder(self.fill(read))
-        drawn = generator is not None and hasattr(self.code_activation, "sample")
-        h = self.code_activation.sample(a, generator) if drawn else self.code_activation(a)
-        return Pass(self, self.fill(x), seen, hit, weight, a, h, self.decode(h), generator)
+        return self.fill(read), (self.fill(x), seen, hit, weight)
 
     def as_pass(self, x: Tensor, h: Tensor, unit: Tensor | float) -> Pass:
         """The pass of x (N, D) with the codes h (N, K), wherever they come from."""
@@ -103,11 +110,12 @@ class Codec(nn.Module):
         return Pass(self, self.fill(x), seen, ~seen, seen.to(x), h, h, self.decode(h.to(self.centre)), None, unit)
 
     @torch.no_grad()
-    def observe(self, p: Pass) -> None:
+    def observe(self, p: Pass, *, idle: bool = True) -> None:
         """Told by the loop, once a step: what is counted is counted here, never inside `forward`."""
         self.code_activation.observe(p)
-        self.idle += len(p.h)
-        self.idle[(p.h != 0).any(0)] = 0
+        if idle:
+            self.idle += len(p.h)
+            self.idle[(p.h != 0).any(0)] = 0
 
     def affines(self) -> list[Any]:
         """Every affine map of f and g."""

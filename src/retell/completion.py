@@ -15,11 +15,16 @@ import torch
 
 from retell.factors import Factors
 
-__all__ = ["filler"]
+__all__ = ["filler", "rows_to_ask"]
 
 Array = npt.NDArray[Any]
 
-ROWS = 2048  # rows that are enough to tell
+FEWEST, MOST, CELLS = 128, 2048, 2**18  # rows, and cells, that are enough to tell
+
+
+def rows_to_ask(width: int) -> int:
+    """How many rows of so many columns are enough to tell."""
+    return min(MOST, max(FEWEST, CELLS // width))
 
 
 def filler(x: Array, factors: Factors, reconstruct: Callable[[Array], Array], generator: torch.Generator) -> str:
@@ -35,7 +40,7 @@ def filler(x: Array, factors: Factors, reconstruct: Callable[[Array], Array], ge
     generator : torch.Generator
         Hides cells: as large a share as is missing, but at least a tenth; a fifth where none is.
     """
-    x = x[:ROWS]
+    x = x[: rows_to_ask(x.shape[1])]
     share = max(np.isnan(x).mean() or 0.2, 0.1)
     hidden = (torch.rand(x.shape, generator=generator).numpy() < share) & ~np.isnan(x)
     if not hidden.any():

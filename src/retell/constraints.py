@@ -1,8 +1,8 @@
 """Π, the constraint: θ ∈ Π after every step.
 
 Every solver calls `tangent` on the dictionary's gradient before a step and `project` on the dictionary
-after it. The dictionary V (D, K) is the matrix of a linear decoder, or of the linear path. `unit` says
-what penalties count as one for each code unit.
+after it. The dictionary V (D, K) is the matrix of a linear decoder, or of the linear path; `on_dictionary`
+says whether they do anything to it. `unit` says what penalties count as one for each code unit.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ class Free(Part):
     """θ is any"""
 
     letter = "Π"
+    on_dictionary = False
 
     def project(self, dictionary: Tensor) -> None:
         """Nothing to do."""
@@ -37,6 +38,7 @@ class UnitNorm(Part):
     """
 
     letter = "Π"
+    on_dictionary = True
 
     def project(self, dictionary: Tensor) -> None:
         """v_k <- v_k / ||v_k||, in place; a zero column stays."""
@@ -60,6 +62,7 @@ class NonNegative(Part):
     """
 
     letter = "Π"
+    on_dictionary = True
 
     def project(self, dictionary: Tensor) -> None:
         """V <- max(V, 0), in place."""
@@ -81,6 +84,7 @@ class UnitRMS(Part):
     """
 
     letter = "Π"
+    on_dictionary = False
 
     def project(self, dictionary: Tensor) -> None:
         """Nothing to do."""

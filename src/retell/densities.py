@@ -3,7 +3,7 @@
 For a `Likelihood` the reconstruction is the location: x̂ is the decoder's output and each docstring says
 which argument of the density it is. For a `Prior` the location is 0. `penalty(on, n, D)` says how the same
 energy is written without densities: `-log p = rate · term + constant` a row. `power(rate)` is p^rate,
-normalised again.
+normalised again. `slope(z, location, scale)` is the derivative of -log p(z) by the location.
 """
 
 from __future__ import annotations
@@ -51,6 +51,9 @@ class Normal(Part):
     def at(self, location: Tensor, scale: Tensor) -> Distribution:
         return TorchNormal(location, scale, validate_args=False)
 
+    def slope(self, z: Tensor, location: Tensor, scale: Tensor) -> Tensor:
+        return (location - z) / scale**2
+
     def mean(self, x_hat: Tensor) -> Tensor:
         return x_hat
 
@@ -90,6 +93,9 @@ class Laplace(Part):
     def at(self, location: Tensor, scale: Tensor) -> Distribution:
         return TorchLaplace(location, scale, validate_args=False)
 
+    def slope(self, z: Tensor, location: Tensor, scale: Tensor) -> Tensor:
+        return torch.sign(location - z) / scale
+
     def mean(self, x_hat: Tensor) -> Tensor:
         return x_hat
 
@@ -126,6 +132,9 @@ class Exponential(Part):
     def at(self, location: Tensor, scale: Tensor) -> Distribution:
         return TorchExponential((1 / scale).expand_as(location), validate_args=False)
 
+    def slope(self, z: Tensor, location: Tensor, scale: Tensor) -> Tensor:
+        return -(1 / scale).expand_as(z)
+
     def power(self, rate: float) -> Exponential:
         return Exponential(self.scale / rate)
 
@@ -145,6 +154,9 @@ class Bernoulli(Part):
 
     def at(self, location: Tensor, scale: Tensor) -> Distribution:
         return TorchBernoulli(logits=location, validate_args=False)
+
+    def slope(self, z: Tensor, location: Tensor, scale: Tensor) -> Tensor:
+        return torch.sigmoid(location) - z
 
     def mean(self, x_hat: Tensor) -> Tensor:
         return torch.sigmoid(x_hat)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.linalg import eigh
 
 from retell.inference import in_blocks, pad
 
@@ -53,9 +54,14 @@ class Density:
         h = np.asarray(h, np.float64)
         mean = h.mean(0)
         off = h - mean
-        values, axes = np.linalg.eigh(off.T @ off / len(h))
+        return cls.of(noise, mean, off.T @ off / len(h))
+
+    @classmethod
+    def of(cls, noise: Array, code_mean: Array, code_covariance: Array) -> Density:
+        """From the residuals' variances (D,), and the mean (K,) and covariance (K, K) of the codes."""
+        values, axes = eigh(code_covariance)
         values = np.maximum(values, FLOOR * max(values.max(), FLOOR))
-        return cls(np.maximum(noise, FLOOR), mean, (axes / np.sqrt(values)).T)
+        return cls(np.maximum(noise, FLOOR), code_mean, (axes / np.sqrt(values)).T)
 
     def log_rows(self, residuals: Array, h: Array) -> Array:
         """log p(x, h) per row (N,), scaled space; unseen cells say nothing."""

@@ -9,14 +9,17 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from retell.codec import Codec
-from retell.metrics import explained_variance
+from retell.corruptions import Nothing
+from retell.metrics import Explained
 from retell.objective import Objective
 from retell.seeds import HELD_OUT, NOISE, generator, row_order
 
@@ -70,6 +73,11 @@ class Judgement(NamedTuple):
 
 
 TAIL = 5  # epochs over which the learning rate falls to zero when held-out rows have stopped improving
+CELLS = 2**20  # taken at a time: rows may have to be scaled, or to come from a disk
+ROWS = 8192  # judged at a time
+EPSILON = 1e-12  # of Adam
+NOTHING = 1e-30  # what a first moment is taken for zero below
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 class Descent:
@@ -91,13 +99,17 @@ class Descent:
             with torch.no_grad():
                 recipe.constraint.project(dictionary)
         self.parameters = dict(codec.named_parameters())
-        self.optimizer = torch.optim.AdamW(self._groups(), lr=recipe.learning_rate, eps=1e-12, fused=True)
+        self.optimizer = torch.optim.AdamW(self._groups(), lr=recipe.learning_rate, eps=EPSILON, fused=True)
+        for value in self.parameters.values():
+            moments = (torch.zeros_like(value), torch.zeros_like(value), torch.zeros((), device=value.device))
+            self.optimizer.state[value] = dict(zip(MOMENTS, moments, strict=True))
         self.epoch = self.step = self.stale = 0
         self.anneal_from = self.end = math.inf  # steps; finite once the held-out rows have stopped improving
         self.best_loss = math.inf
         self.best = self._copy()
         self.first = self.best  # with the objective on each held-out row, what a better epoch has to beat
         self.first_rows = self.best_rows = torch.zeros(0)
+        self.taken = torch.zeros(0)  # memory for rows on their way
 
     def epochs(self, x: Tensor, held_out: Tensor | None = None) -> Iterator[Epoch]:
         """Train until the stopping rule or `max_iter` says so; yields after each epoch.
@@ -123,22 +135,26 @@ class Descent:
 
     def one_epoch(self, x: Tensor, *, constant_rate: bool = False) -> dict[str, float]:
         """One step per batch, batches of equal size, in the order of (seed, epoch)."""
-        order = row_order(self.seed, self.epoch, len(x)).to(x.device)
-        noise = generator(self.seed, NOISE, self.epoch, device=x.device)
-        sums = dict.fromkeys(self.recipe.objective.names, torch.zeros((), dtype=x.dtype, device=x.device))
+        noise, steps = generator(self.seed, NOISE, self.epoch, device=x.device), self._steps(x)
+        values: list[Tensor] = []
+        sizes = []
         self.codec.train()
         try:
-            for rows in torch.tensor_split(order, self._steps(x)):
-                rate = self.recipe.learning_rate * (1.0 if constant_rate else self.share(self._steps(x)))
-                terms = self.one_step(x[rows], noise, rate)
-                sums = {name: sums[name] + len(rows) * value for name, value in terms.items()}
+            for rows in self._batches(x):
+                rate = self.recipe.learning_rate * (1.0 if constant_rate else self.share(steps))
+                values += self.one_step(rows, noise, rate)
+                sizes.append(rows.shape[0])
         finally:  # an interrupt too leaves a codec that reads each row alone
             self.codec.train(False)
+        for moments in self.optimizer.state.values():  # those of a dead unit decay to numbers that are slow, and stay
+            moments["exp_avg"].copy_(torch.hardshrink(moments["exp_avg"], NOTHING))
         self.epoch += 1
-        return {name: float(value) / len(x) for name, value in sums.items()}
+        table = torch.stack(values).double().cpu().view(len(sizes), -1)
+        means = torch.tensor(sizes, dtype=torch.float64) @ table / len(x)
+        return dict(zip(self.recipe.objective.names, means.tolist(), strict=True))
 
-    def one_step(self, x: Tensor, noise: torch.Generator, rate: float) -> dict[str, Tensor]:
-        """Forward, backward, step, back onto the constraint."""
+    def one_step(self, x: Tensor, noise: torch.Generator, rate: float) -> list[Tensor]:
+        """Forward, backward, step, back onto the constraint; the terms' values before it."""
         recipe, dictionary = self.recipe, self.codec.dictionary()
         p = self.codec(x, recipe.corruption(x, noise), noise)
         terms = recipe.objective(p._replace(unit=recipe.constraint.unit(p.h)), self.step)
@@ -153,9 +169,9 @@ class Descent:
         if dictionary is not None:
             with torch.no_grad():
                 recipe.constraint.project(dictionary)
-        self.codec.observe(p)
+        self.codec.observe(p, idle=recipe.objective.counts_idle)
         self.step += 1
-        return {name: value.detach() for name, value in terms.items()}
+        return [value.detach() for value in terms.values()]
 
     def share(self, steps: int) -> float:
         """What part of the largest learning rate to use now: up a tenth of the way, then down to zero.
@@ -174,12 +190,22 @@ class Descent:
         """Rows that are not trained on: same corruption each time, schedules at their end."""
         recipe = self.recipe
         noise = generator(self.seed, HELD_OUT, device=x.device)
-        p = self.codec(x, recipe.corruption(x, noise), noise)
-        p = p._replace(unit=recipe.constraint.unit(p.h))
-        terms = {name: float(value) for name, value in recipe.objective(p).items()}
-        mean = recipe.objective.loss.mean(self.codec(x).x_hat)
-        score = explained_variance(x.double().cpu().numpy(), mean.double().cpu().numpy())
-        return Judgement(terms, recipe.objective.by_row(p).double().cpu(), score)
+        clean = isinstance(recipe.corruption, Nothing) and not hasattr(self.codec.code_activation, "sample")
+        sums, explained = (
+            dict.fromkeys(recipe.objective.names, 0.0),
+            Explained(self.codec.centre.double().cpu().numpy()),
+        )
+        rows = []
+        for i in range(0, len(x), ROWS):
+            some = x[i : i + ROWS]
+            p = self.codec(some, recipe.corruption(some, noise), noise)
+            p = p._replace(unit=recipe.constraint.unit(p.h))
+            for name, value in recipe.objective(p).items():
+                sums[name] += float(value) * len(some)
+            rows.append(recipe.objective.by_row(p).double().cpu())
+            mean = recipe.objective.loss.mean(p.x_hat if clean else self.codec(some).x_hat)
+            explained.add(some.double().cpu().numpy(), mean.double().cpu().numpy())
+        return Judgement({name: value / len(x) for name, value in sums.items()}, torch.cat(rows), explained.score)
 
     def restore_best(self) -> None:
         """Put the best parameters back: those of the best epoch if it is better than the start beyond doubt."""
@@ -199,7 +225,7 @@ class Descent:
         moments = {
             f"{moment}/{name}": self.optimizer.state[value][moment].clone()
             for name, value in self.parameters.items()
-            for moment in ("exp_avg", "exp_avg_sq", "step")
+            for moment in MOMENTS
         }
         numbers = [self.epoch, self.step, self.stale, self.anneal_from, self.end, self.best_loss]
         weights = {
@@ -218,9 +244,8 @@ class Descent:
         )
         self.codec.load_state_dict(codec)
         for name, value in self.parameters.items():
-            self.optimizer.state[value] = {
-                moment: state[f"{moment}/{name}"].to(value.device) for moment in ("exp_avg", "exp_avg_sq", "step")
-            }
+            for moment in MOMENTS:
+                self.optimizer.state[value][moment].copy_(state[f"{moment}/{name}"])
         self.first_rows, self.best_rows = state["first_rows"], state["best_rows"]
         epoch, step, stale, self.anneal_from, self.end, self.best_loss = state["numbers"].tolist()
         self.epoch, self.step, self.stale = int(epoch), int(step), int(stale)
@@ -241,6 +266,37 @@ class Descent:
             self.best_loss, self.best = min(loss, self.best_loss), self._copy()
             self.best_rows = self.best_rows if judged is None else judged.rows
         return Epoch(self.epoch, terms, held_out, score, loss, improved, False)
+
+    def _batches(self, x: Tensor) -> Iterator[Tensor]:
+        """The epoch's rows in their order, many taken at a time, a batch given at a time."""
+        order, steps = row_order(self.seed, self.epoch, len(x)).to(x.device), self._steps(x)
+        ends = [len(x) * i // steps for i in range(steps + 1)]
+        ahead = max(1, CELLS // (self.recipe.batch_size * x.shape[1]))
+        several = [ends[i : i + ahead + 1] for i in range(0, steps, ahead)]
+        shape = (2, max(some[-1] - some[0] for some in several), x.shape[1])
+        if self.taken.shape != shape:
+            self.taken = torch.empty(shape, dtype=x.dtype, device=x.device)
+
+        def take(i: int) -> Tensor:
+            first, last = several[i][0], several[i][-1]
+            taken = self.taken[i % 2, : last - first]
+            if isinstance(x, Tensor):
+                return torch.index_select(x, 0, order[first:last], out=taken)
+            x.take(order[first:last], taken)
+            return taken
+
+        sizes = [[end - start for start, end in pairwise(some)] for some in several]
+        if len(sizes) == 1 or torch.get_num_threads() > 1:  # no time to gain, or every core computes
+            for i, some_sizes in enumerate(sizes):
+                yield from torch.split(take(i), some_sizes)
+            return
+        with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as reader:
+            coming = reader.submit(take, 0)
+            for i, some_sizes in enumerate(sizes):
+                taken = coming.result()
+                if i + 1 < len(sizes):
+                    coming = reader.submit(take, i + 1)
+                yield from torch.split(taken, some_sizes)
 
     def _steps(self, x: Tensor) -> int:
         """Steps an epoch."""

@@ -131,7 +131,8 @@ def diagnose(model: Autoencoder, X: Any) -> Diagnosis:
       'standard'
     """
     check_is_fitted(model)
-    rows = model._rows(X)
+    rows, check = model._checked(X)
+    check(rows, 0)
     if len(rows) < FEWEST:
         raise ValueError(f"a diagnosis needs at least {FEWEST} rows, got {len(rows)}")
     return examine(model, model.scaling_.to(rows))

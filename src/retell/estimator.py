@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from copy import copy
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple, Self
@@ -18,16 +18,18 @@ from sklearn.utils.validation import assert_all_finite, check_array, check_is_fi
 from retell import auto, model_file
 from retell.descend import Epoch
 from retell.grammar import read_parts
-from retell.metrics import explained_variance
+from retell.metrics import Explained
 from retell.model_file import Model
 from retell.parts import Part
-from retell.plan import Parts, make_plan
+from retell.plan import Parts, Plan, make_plan, plan_on
 from retell.reader import Reader
 from retell.record import record
 from retell.rows.arrays import check_finite, check_kinds, check_support, unmasked
+from retell.rows.blocks import release
 from retell.seeds import seed_of
 from retell.settings import Settings, as_settings
-from retell.training import Training, seed_in
+from retell.store import read_checkpoint
+from retell.training import Training
 
 __all__ = ["Autoencoder", "LogJoint", "load"]
 
@@ -89,8 +91,10 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         None centres columns; "standard" also divides each by its standard deviation; "auto" divides all by
         one factor where spreads are alike, each by its own elsewhere. Losses on a bounded support leave the
         rows as they are.
-    solver : {"auto", "exact", "descend"}, default="auto"
-        "exact" is the closed form, "descend" the reference loop; "auto" solves what can be solved.
+    solver : {"auto", "exact", "dense", "descend"}, default="auto"
+        "exact" is the closed form, "descend" the reference loop with autograd's gradients, "dense" the same loop
+        with gradients that are written out, several times faster on small nets. "auto" is the first of exact,
+        dense and descend that can be had.
     batch_size : int or "auto", default="auto"
         Rows a step.
     learning_rate_init : float or "auto", default="auto"
@@ -115,8 +119,12 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     tol : float, default=1e-4
     device : str, default="auto"
         A torch device; "auto" is a GPU where there is one.
-    precision : {"auto", "float32", "float64"}, default="auto"
-        "auto" is float64 for closed forms and float32 otherwise.
+    precision : {"auto", "bfloat16", "float32", "float64"}, default="auto"
+        "auto" is float64 for closed forms and float32 otherwise; where the net is large enough and the processor
+        has them, the dense solver's products of nonlinear layers are then in bfloat16, while weights, moments,
+        sums and the linear path stay float32. "bfloat16" asks for such products wherever they are possible. The
+        covariance of many float32 rows in memory is summed in float64 from float32 products if its leading
+        eigenvalues then have six digits, else, and always with "float64" or from a file, from float64 products.
     random_state : int, RandomState or None, default=None
         The same int gives the same bits. No global generator is touched.
     verbose : int, default=0
@@ -240,7 +248,8 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         Parameters
         ----------
         X : array or frame of shape (N, D)
-            Numbers; NaN is an unseen cell.
+            Numbers; NaN is an unseen cell. A memory-mapped array of float32 or float64 in C order is not copied
+            but read in blocks, by closed forms once; of another type it is converted as a whole.
         y : ignored
         checkpoint : path, optional
             A folder where the state of the fit is kept, every few seconds. If it holds the state of the same
@@ -269,8 +278,8 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         [1, 2, 3]
         """
         settings, parts = self._settings()
-        rows, names = self._named_rows(X, reset=True, parts=parts)
-        training = self._begin(settings, parts, rows, checkpoint)
+        rows, names = self._named_rows(X, reset=True)
+        training = self._begin(settings, parts, rows, checkpoint, names)
         yield from training.epochs()
         self._take(training, names)
         self.__dict__.pop("_training", None)  # partial_fit goes on from here
@@ -290,46 +299,55 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         settings, parts = self._settings()
         rows, names = self._named_rows(X, reset=not hasattr(self, "codec_"), parts=parts)
         if first:
-            settled = replace(settings, early_stopping=False, solver="descend")
-            if hasattr(self, "codec_"):  # what is "auto" was settled by the rows of the fit
-                was = self._model.fitted
-                settled = replace(
-                    settled,
-                    n_components=was.n_components,
-                    hidden_layer_sizes=was.encoder,
-                    decoder_hidden_layer_sizes=was.decoder,
-                    precision=was.dtype,  # type: ignore[arg-type]  # "float32" or "float64"
-                )
-            plan = make_plan(settled, parts, rows, seed_of(self.random_state))
-            plan.settings = settings
-            auto.warn_identity(plan.codec, plan.parts.objective, plan.parts.corruption)
-            if hasattr(self, "codec_"):
-                plan.adopt(self.codec_, self.scaling_, self._factors, rows)
-            self._training = Training(plan)
+            self._training = Training(self._on(settings, parts, rows))
         plan = self._training.plan
-        plan.x, plan.train = plan.scaling.to(rows), np.arange(len(rows))
-        self._training.more(plan.x)
+        if not first:
+            plan.go_on_with(rows)
+        self._training.more(plan.rows())
         self._take(self._training, names)
         return self
 
-    def transform(self, X: Any) -> Any:
-        """The codes (N, K) of rows X (N, D). A row's code does not depend on the other rows, to the bit."""
-        check_is_fitted(self)
-        rows = self._rows(X)
-        return self._encode(self.scaling_.to(rows)).astype(rows.dtype, copy=False)
+    def transform(self, X: Any, *, out: Any = None) -> Any:
+        """The codes (N, K) of rows X (N, D). A row's code does not depend on the other rows, to the bit.
 
-    def inverse_transform(self, H: Any) -> Any:
-        """The rows (N, D), in their own units, that codes H (N, K) stand for."""
-        check_is_fitted(self)
+        Parameters
+        ----------
+        X : array or frame of shape (N, D)
+            A memory-mapped array of float32 or float64 in C order is read once, in blocks, in constant memory.
+        out : ndarray of shape (N, K), optional
+            Where the codes are written, as in a `numpy.memmap` when they are larger than memory.
+
+        Returns
+        -------
+        ndarray of shape (N, K)
+            `out`, or an array of the dtype of X (float64 where that is neither float32 nor float64).
+        """
+        self._check_fitted()
+        rows, check = self._checked(X)
+        return self._reader.transform(rows, self.inference, _room(out, (len(rows), self.n_components_), rows), check)
+
+    def inverse_transform(self, H: Any, *, out: Any = None) -> Any:
+        """The rows (N, D), in their own units, that codes H (N, K) stand for.
+
+        Parameters
+        ----------
+        H : array or frame of shape (N, K)
+        out : ndarray of shape (N, D), optional
+            As in `transform`.
+        """
+        self._check_fitted()
         check_kinds(H)
-        H = check_array(H, dtype=(np.float64, np.float32), ensure_all_finite=False, input_name="H")
-        check_finite(H, called="H")
-        assert_all_finite(H, input_name="H")  # a code has no holes
+        H = check_array(H, dtype=(np.float64, np.float32), order="C", ensure_all_finite=False, input_name="H")
         if H.shape[1] != self.n_components_:
             raise ValueError(f"H has {H.shape[1]} columns, this model's codes have {self.n_components_}")
-        return self.scaling_.back(self._reader.decode(H)).astype(H.dtype, copy=False)
 
-    def reconstruct(self, X: Any, *, keep_seen: bool = False) -> Any:
+        def check(some: Array, first: int) -> None:
+            check_finite(some, called="H", first=first)
+            assert_all_finite(some, input_name="H")  # a code has no holes
+
+        return self._reader.inverse(_aligned(H), _room(out, (len(H), self.n_features_in_), H), check)
+
+    def reconstruct(self, X: Any, *, keep_seen: bool = False, out: Any = None) -> Any:
         """What the model makes of rows X (N, D), in their own units; never NaN.
 
         Parameters
@@ -339,25 +357,38 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             Complete the rows: keep every seen cell and fill only the holes, with the network's answer or with
             a factor model's E[x | seen cells], whichever did better on cells hidden from held-out rows (a
             network trained with Mask may; one that never missed a cell does not).
+        out : ndarray of shape (N, D), optional
+            As in `transform`.
         """
-        check_is_fitted(self)
-        rows = self._rows(X)
-        x = self.scaling_.to(rows)
-        if not keep_seen:
-            made = self._reconstruct(x)
-        elif self._model.fitted.filler == "network":
-            made = np.where(np.isnan(x), self._reconstruct(x), x)
+        self._check_fitted()
+        rows, check = self._checked(X)
+        room = _room(out, rows.shape, rows)
+
+        def made(i: int, j: int, _x: Array, _h: Array, x_hat: Array) -> None:
+            room[i:j] = self.scaling_.back(x_hat)
+            release(room[i:j])
+
+        def completed(i: int, j: int, x: Array) -> None:
+            room[i:j] = np.where(np.isnan(x), self.scaling_.back(self._complete(x)), rows[i:j])
+            release(room[i:j])
+
+        if keep_seen:
+            self._reader.scaled(completed, rows, check)
         else:
-            made = self._factors.complete(x - self.scaling_.centre) + self.scaling_.centre
-            made = np.where(np.isnan(x), np.clip(made, *self.objective_.loss.support), x)
-        whole = self.scaling_.back(made)
-        return (np.where(np.isnan(rows), whole, rows) if keep_seen else whole).astype(rows.dtype, copy=False)
+            self._reader.each(made, rows, self.inference, check)
+        return room
 
     def score(self, X: Any, y: Any = None) -> float:
         """R² of the reconstruction of X, weighted by variance, scaled space, seen cells only."""
-        check_is_fitted(self)
-        x = self.scaling_.to(self._rows(X))
-        return explained_variance(x, self._reconstruct(x))
+        self._check_fitted()
+        rows, check = self._checked(X)
+        explained = Explained(self.scaling_.centre)
+
+        def take(_i: int, _j: int, x: Array, _h: Array, x_hat: Array) -> None:
+            explained.add(x, x_hat)
+
+        self._reader.each(take, rows, self.inference, check, alone=True)
+        return explained.score
 
     def score_samples(self, X: Any) -> Array:
         """log p(x, h) per row (N,), in nats, with respect to the rows' own units; higher is more normal.
@@ -365,11 +396,15 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         Normal noise around the reconstruction, with each column's variance as the held-out residuals have
         it, times a Normal fitted to the training rows' codes. Unseen cells say nothing.
         """
-        check_is_fitted(self)
-        x = self.scaling_.to(self._rows(X))
-        h = self._encode(x)
-        result: Array = self.density_.log_rows(x - self._reader.decode(h), h) + self._volume(x)
-        return result
+        self._check_fitted()
+        rows, check = self._checked(X)
+        log_p = np.empty(len(rows))
+
+        def take(i: int, j: int, x: Array, h: Array, x_hat: Array) -> None:
+            log_p[i:j] = self.density_.log_rows(x - x_hat, h) + self._volume(x)
+
+        self._reader.each(take, rows, self.inference, check)
+        return log_p
 
     def log_joint(self, X: Any) -> LogJoint:
         """log p(x, h) = log p(x | h) + log p(h) per row, of the objective's own densities.
@@ -398,10 +433,16 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         >>> model.log_joint(load_wine().data).total.shape
         (178,)
         """
-        check_is_fitted(self)
-        x = self.scaling_.to(self._rows(X))
-        likelihood, prior = self._reader.log_joint(x, self._encode(x))
-        return LogJoint(likelihood + self._volume(x), prior)
+        self._check_fitted()
+        rows, check = self._checked(X)
+        log_p = LogJoint(np.empty(len(rows)), np.empty(len(rows)))
+
+        def take(i: int, j: int, x: Array, h: Array, _x_hat: Array) -> None:
+            likelihood, prior = self._reader.log_joint(x, h)
+            log_p.x_given_h[i:j], log_p.h[i:j] = likelihood + self._volume(x), prior
+
+        self._reader.each(take, rows, self.inference, check)
+        return log_p
 
     def amortization_gap(self, X: Any) -> Array:
         """By how much the code of least objective beats the encoder's, per row (N,), in units of the objective.
@@ -413,8 +454,15 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         ValueError
             If the objective of a row is not a function of its code alone.
         """
-        check_is_fitted(self)
-        return self._reader.optimise(self.scaling_.to(self._rows(X)))[1]
+        self._check_fitted()
+        rows, check = self._checked(X)
+        gap = np.empty(len(rows))
+
+        def take(i: int, j: int, x: Array) -> None:
+            gap[i:j] = self._reader.optimise(x)[1]
+
+        self._reader.scaled(take, rows, check)
+        return gap
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model folder `path`, all or nothing; `retell.load` reads it."""
@@ -453,16 +501,32 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
 
+    def _on(self, settings: Settings, parts: Parts, rows: Array) -> Plan:
+        """What a first partial_fit does: on from the fit, if there was one."""
+        settled, seed = replace(settings, early_stopping=False, solver="descend"), seed_of(self.random_state)
+        if hasattr(self, "codec_"):  # what is "auto" was settled by the rows of the fit
+            was = self._model.fitted
+            settled = replace(settled, n_components=was.n_components, precision=was.dtype)  # type: ignore[arg-type]
+            widths = (was.encoder, was.decoder)
+            plan = plan_on(settled, parts, rows, seed, self.codec_, self.scaling_, self._factors, widths)
+        else:
+            plan = make_plan(settled, parts, rows, seed)
+        plan.settings = settings
+        auto.warn_identity(plan.codec, plan.parts.objective, plan.parts.corruption)
+        return plan
+
     def _begin(
-        self, settings: Settings, parts: Parts, rows: Array, checkpoint: str | os.PathLike[str] | None
-    ) -> Training:
+        self, settings: Settings, parts: Parts, rows: Array, checkpoint: str | os.PathLike[str] | None,
+        names: Any = None,
+    ) -> Training:  # fmt: skip
         """A fit before its first epoch."""
-        seed = seed_in(checkpoint)
-        plan = make_plan(settings, parts, rows, seed_of(self.random_state) if seed is None else seed)
+        found = None if checkpoint is None else read_checkpoint(checkpoint)
+        seed = seed_of(self.random_state) if found is None else int(found[0]["seed"])
+        plan = make_plan(settings, parts, rows, seed, names)
         auto.warn_identity(plan.codec, plan.parts.objective, plan.parts.corruption)
         if self.verbose:
             print(f"solver {plan.solver}: {plan.reason}", file=sys.stderr)
-        return Training(plan, checkpoint)
+        return Training(plan, checkpoint, found)
 
     def _settings(self) -> tuple[Settings, Parts]:
         """The parameters, checked; parts as objects."""
@@ -475,12 +539,20 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         plain["random_state"] = seed if seed is None or isinstance(seed, int) else None
         return as_settings({**plain, **letters, "constraint": constraint}), parts
 
-    def _rows(self, X: Any) -> Array:
-        """X as an array of floats, or a sentence that says what is wrong with it."""
-        return self._named_rows(X)[0]
+    def _check_fitted(self) -> None:
+        if "codec_" not in self.__dict__:  # scikit-learn's own check takes longer than a row
+            check_is_fitted(self)
+
+    def _checked(self, X: Any) -> tuple[Array, Callable[[Array, int], None]]:
+        """X as an array of floats in C order, and what refuses its infinities, given a block and its first row."""
+        plain = type(X) in (np.ndarray, np.memmap) and X.dtype in (np.float32, np.float64) and X.flags.c_contiguous
+        if plain and "feature_names_in_" not in self.__dict__ and X.shape[1:] == (self.n_features_in_,) and len(X):
+            return _aligned(X), lambda some, first: check_finite(some, first=first)
+        rows, names = self._named_rows(X)
+        return _aligned(rows), lambda some, first: check_finite(some, names, first=first)
 
     def _named_rows(self, X: Any, *, reset: bool = False, parts: Parts | None = None) -> tuple[Array, Any]:
-        """X as an array of floats, and its columns' names or None."""
+        """X as an array of floats, and its columns' names or None; values are read only for `parts`."""
         X = unmasked(X)
         check_kinds(X)
         least = 2 if reset else 1
@@ -495,8 +567,8 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             ensure_min_samples=least,
         )
         names = getattr(reader, "feature_names_in_", None)
-        check_finite(rows, names)
         if parts is not None:
+            check_finite(rows, names)
             loss = parts.objective.loss
             check_support(rows, loss.support, loss, names)
         return rows, names
@@ -508,6 +580,14 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     def _reconstruct(self, x: Array) -> Array:
         """Scaled rows to their reconstructions, scaled space."""
         return self._reader.reconstruct(x, self.inference)
+
+    def _complete(self, x: Array) -> Array:
+        """Scaled rows with answers in their unseen cells; in seen ones it may answer otherwise."""
+        if self._model.fitted.filler == "network":
+            return self._reconstruct(x)
+        made = self._factors.complete(x - self.scaling_.centre) + self.scaling_.centre
+        completed: Array = np.clip(made, *self.objective_.loss.support)
+        return completed
 
     def _volume(self, x: Array) -> Array:
         """What log densities (N,) of scaled rows lack to be those of the rows in their own units."""
@@ -521,7 +601,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     def _become(self, model: Model) -> None:
         """Set the attributes that make this a fitted estimator."""
         self._model = model
-        self._reader = Reader(model.codec, model.parts.objective, model.parts.constraint)
+        self._reader = Reader(model.codec, model.parts.objective, model.parts.constraint, model.scaling)
         self.codec_, self.scaling_, self.density_ = model.codec, model.scaling, model.density
         self._factors, self.objective_ = model.factors, model.parts.objective
         self.n_features_in_ = model.fitted.n_features
@@ -531,6 +611,23 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         for name in ("n_components", "n_iter", "best_loss", "pca_score", "loss_curve", "validation_scores",
                      "history", "solver"):  # fmt: skip
             setattr(self, f"{name}_", getattr(model.fitted, name))
+
+
+def _aligned(rows: Array) -> Array:
+    """The rows, a copy only where their numbers lie across machine words, and no subclass."""
+    return np.require(np.asarray(rows), requirements=["A"])
+
+
+def _room(out: Any, shape: tuple[int, ...], like: Array) -> Array:
+    """Where results of this shape are written."""
+    if out is None:
+        return np.empty(shape, like.dtype)
+    floats = isinstance(out, np.ndarray) and out.dtype in (np.float32, np.float64) and out.flags.writeable
+    if not (floats and out.shape == shape):
+        given = f"{out.dtype} of shape {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
+        raise ValueError(f"out must be a writeable array of float32 or float64 of shape {shape}, got {given}")
+    room: Array = out
+    return room
 
 
 def load(path: str | os.PathLike[str], parts: Iterable[type[Part]] = ()) -> Autoencoder:

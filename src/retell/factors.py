@@ -25,6 +25,7 @@ Array = npt.NDArray[Any]
 SAMPLE = 8192  # rows that are enough to fit to
 CHUNK = 2048  # rows whose posteriors are held at a time
 FLOOR = 1e-3  # the least ψ, of the columns' mean variance
+MANY = 256  # columns from which on the axes alone are as good as the steps that follow them
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,17 @@ class Factors:
     @classmethod
     def from_covariance(cls, S: Array, values: Array, axes: Array) -> Factors:
         """Fit as many factors as there are axes (D, Q), S's first eigenvectors, where every cell was seen."""
-        rest = (np.trace(S) - values.sum()) / max(len(S) - len(values), 1)
-        loadings = axes * np.sqrt(np.maximum(values - rest, FLOOR))
-        self = cls._floored(loadings, np.diag(S), (loadings**2).sum(1))
-        for _ in range(50):
+        self = cls.from_axes(np.diag(S), values, axes)
+        for _ in range(50 if len(S) <= MANY else 0):
             self = self._improve_full(S)
         return self
+
+    @classmethod
+    def from_axes(cls, variances: Array, values: Array, axes: Array) -> Factors:
+        """Principal axes (D, Q) as factors, with what they leave of the columns' variances (D,) as noise."""
+        rest = (variances.sum() - values.sum()) / max(len(variances) - len(values), 1)
+        loadings = axes * np.sqrt(np.maximum(values - rest, FLOOR))
+        return cls._floored(loadings, variances, (loadings**2).sum(1))
 
     @property
     def covariance(self) -> Array:

@@ -1,15 +1,14 @@
 """Rows through a fitted codec in fixed, padded blocks.
 
 A row's result depends on the row alone, to the bit: matrix products choose their kernels by shape, so
-every product here has the same number of rows, and widths that are multiples of 16. Narrow products run on
-one thread: how several threads share the rows is up to the moment, and on a busy machine they wait for each
-other far longer than the product takes.
+every product of a net has the same number of rows, and widths that are multiples of 16. What goes cell by
+cell takes several such blocks at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import math
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
@@ -17,44 +16,206 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
 from retell.codec import Codec
-from retell.networks import Affine, Net
+from retell.networks import ACTIVATIONS, Affine, Net
+from retell.spread import spread, threads
 
-__all__ = ["Inference", "in_blocks", "pad", "padded"]
+__all__ = ["Inference", "Run", "in_blocks", "pad", "padded"]
 
 Array = npt.NDArray[Any]
 
 ROWS = 256
 WIDTH = 16
 NARROW = 512  # columns and units up to which one thread is enough
+WORK = 2**23  # multiplications a product of all layers may cost: what a row alone pays for
+LEAST, MOST = 64, 2048  # rows of a product
+NEAR = 1e15  # spreads between this and its inverse, and means up to its square, are no danger to float32
 
 
 class Inference:
-    """Encode and decode many rows with a frozen copy of a codec, widths padded with zeros.
+    """Encode and decode many rows with a frozen copy of a codec.
 
     Parameters
     ----------
     codec : Codec
+    shift, factor : ndarray of shape (D,), optional
+        Rows are encoded as (row - shift) / factor; by default they are in the scaled space already.
     """
 
-    def __init__(self, codec: Codec) -> None:
-        self.n_columns, self.n_units, self.n_outputs = len(codec.centre), codec.n_units, codec.n_outputs
-        self.centre = codec.centre
-        self.wide = padded(codec)
+    def __init__(self, codec: Codec, shift: Array | None = None, factor: Array | None = None) -> None:
+        self.n_columns, self.n_units = len(codec.centre), codec.n_units
+        self.squash = deepcopy(codec.code_activation)
+        if isinstance(self.squash, torch.nn.Module):
+            self.squash.train(False)
+        centre = codec.centre.double().cpu().numpy()
+        shift = np.zeros_like(centre) if shift is None else shift
+        factor = np.ones_like(centre) if factor is None else factor
+        self.encoder = Stack(codec.encoder, codec.n_outputs, shift, factor, centre)
+        self.decoder = Stack(codec.decoder, self.n_columns, np.zeros(self.n_units), np.ones(self.n_units))
 
-    def encode(self, x: Array) -> Array:
-        """Scaled rows (N, D), NaN where unseen, to codes (N, K)."""
-        centre = self.centre.cpu().numpy()
-        return in_blocks(self._encode, np.where(np.isnan(x), centre, x), self.n_units, like=self.centre)
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """What codes are computed in."""
+        return np.dtype(str(self.encoder.like.dtype).removeprefix("torch."))
+
+    def encode(self, rows: Array) -> Array:
+        """Rows (N, D), NaN where unseen, to codes (N, K)."""
+        return self._through(self.encoder, self.squash, rows, self.n_units)
 
     def decode(self, h: Array) -> Array:
         """Codes (N, K) to the decoder's outputs (N, D)."""
-        return in_blocks(self.wide.decoder, h, self.n_columns, like=self.centre)
+        return self._through(self.decoder, lambda x_hat: x_hat, h, self.n_columns)
 
-    def _encode(self, x: Tensor) -> Tensor:
-        h: Tensor = self.wide.code_activation(self.wide.encoder(x)[:, : self.n_outputs].contiguous())
-        return h
+    def _through(self, stack: Stack, last: Callable[[Tensor], Tensor], rows: Array, width: int) -> Array:
+        out = np.empty((len(rows), width), self.dtype)
+        given = from_dlpack(np.ascontiguousarray(rows))
+
+        def start() -> Callable[[int, int], None]:
+            run = stack.start(min(len(rows), stack.size))
+
+            def work(i: int, j: int) -> None:
+                out[i:j] = last(run(given[i:j])[0])[: j - i].cpu().numpy()
+
+            return work
+
+        spread(start, len(rows), stack.size)
+        return out
+
+
+class Stack:
+    """A net, frozen, as matrices that read rows as they are.
+
+    y = net((row - shift) / factor)
+
+    The division is in the first matrices; so is what is lost of the shift in the net's precision. Columns of
+    extreme units are scaled in float64 instead.
+
+    Parameters
+    ----------
+    net : Net
+    n_outputs : int
+    shift, factor : ndarray of shape (D,)
+    centre : ndarray of shape (D,), optional
+        What stands for an unseen cell, scaled; zeros by default.
+
+    Attributes
+    ----------
+    block, size : int
+        Rows of a product, and rows that a run takes at most.
+    """
+
+    def __init__(self, net: Net, n_outputs: int, shift: Array, factor: Array, centre: Array | None = None) -> None:
+        first = net.affines()[0].weight
+        self.like, self.n_outputs, self.squash_ = first.detach()[:0], n_outputs, _in_place(net.activation)
+        centre = np.zeros_like(shift) if centre is None else centre
+        self.near = bool((np.abs(shift) < NEAR**2).all() and (factor < NEAR).all() and (factor > 1 / NEAR).all())
+        self.factor = torch.from_numpy(factor).to(first.device)
+        whole = torch.from_numpy(shift).to(first.device)
+        self.shift = whole.to(first.dtype) if self.near else whole
+        lost = whole - self.shift.double()
+        unit = self.factor if self.near else torch.ones_like(self.factor)
+        self.hole = (unit * torch.from_numpy(centre).to(unit) + lost).to(first.dtype)
+        self._take(net, unit, lost)
+        work = sum(W.numel() for W in [*self.weights, self.straight])
+        self.block = min(max(1 << (WORK // work).bit_length() >> 1, LEAST), MOST)
+        self.size = 8 * self.block
+
+    def start(self, n_rows: int) -> Run:
+        """What one thread needs for blocks of at most so many rows."""
+        return Run(self, -(-n_rows // self.block) * self.block)
+
+    @torch.no_grad()
+    def _take(self, net: Net, unit: Tensor, lost: Tensor) -> None:
+        """The net's matrices (n_in, n_out), biases and bounds, padded, to read x = (block - lost) / unit."""
+        maps = [(layer.weight.double(), layer.bias) for layer in net.affines()]
+        weights = [W for W, _ in maps]
+        biases = [torch.zeros_like(W[:, 0]) if b is None else b.double() for W, b in maps]
+        self.bounds, self.straight = [], self.like
+        if net.linear is not None:
+            into, out, V = net.into.double(), net.out.double(), weights.pop() / unit
+            bounds = [bound.double() / into * unit + lost for bound in (net.low, net.high)]
+            self.bounds = [pad(bound[None].to(self.like))[0] for bound in bounds]
+            self.straight = self._matrix(V)
+            weights[0], weights[-1], biases[-2] = weights[0] * into, out * weights[-1], out * biases[-2] - V @ lost
+            biases.pop()
+        weights[0] = weights[0] / unit
+        biases[0] = biases[0] - weights[0] @ lost
+        self.weights = [self._matrix(W) for W in weights]
+        self.biases = [pad(b[None].to(self.like))[0] for b in biases]
+
+    def _matrix(self, W: Tensor) -> Tensor:
+        return pad(W.T.to(self.like)).contiguous()
+
+
+class Run:
+    """What one thread holds while rows go through a stack.
+
+    Parameters
+    ----------
+    stack : Stack
+    n_rows : int
+        A multiple of the stack's `block`.
+    """
+
+    def __init__(self, stack: Stack, n_rows: int) -> None:
+        self.stack, block = stack, stack.block
+        new = stack.like.new_empty
+        self.x = stack.like.new_zeros(block, len(stack.weights[0]))
+        self.inside = new(self.x.shape) if stack.bounds else self.x
+        self.values = [new(n_rows, W.shape[1]) for W in stack.weights]
+        self.result = new(n_rows, stack.n_outputs)
+        self.parts = [y.view(-1, block, y.shape[1]).unbind() for y in self.values]
+        self.holed = False
+
+    def __call__(self, rows: Tensor) -> tuple[Tensor, bool]:
+        """The net's outputs, those of rows (n, D) first, and whether all cells were finite.
+
+        Unseen cells get the centre. The outputs are good until the next ones; what comes after those of the
+        rows belongs to no row.
+        """
+        rows = rows.to(self.stack.like.device)
+        finite = self._products(rows)
+        if not finite:
+            self.holed = True
+            self._products(rows)
+        n = self.stack.n_outputs
+        return torch.add(self.values[-1][:, :n], self.stack.biases[-1][:n], out=self.result), finite
+
+    def _products(self, rows: Tensor) -> bool:
+        """Everything but the last bias; whether the rows were finite.
+
+        What is not finite in a row is not finite in any product with it, and the products are fewer.
+        """
+        stack, block, last = self.stack, self.stack.block, len(self.parts) - 1
+        for i, some in enumerate(torch.split(rows, block)):  # small enough to stay near the processor
+            self._scale(some)
+            torch.mm(self.inside, stack.weights[0], out=self.parts[0][i])
+            if stack.bounds:
+                torch.mm(self.x, stack.straight, out=self.parts[-1][i])
+        looked = self.values[-1 if stack.bounds else 0][: len(rows)]
+        finite = math.isfinite(looked.sum())
+        for layer in range(1, last + 1):
+            stack.squash_(self.values[layer - 1].add_(stack.biases[layer - 1]))
+            for h, y in zip(self.parts[layer - 1], self.parts[layer], strict=True):
+                if stack.bounds and layer == last:
+                    y.addmm_(h, stack.weights[layer])
+                else:
+                    torch.mm(h, stack.weights[layer], out=y)
+        return finite
+
+    def _scale(self, rows: Tensor) -> None:
+        """Rows of one product, as the first matrices read them."""
+        stack, x = self.stack, self.x[: len(rows), : rows.shape[1]]
+        if stack.near:
+            torch.sub(rows, stack.shift, out=x)
+        else:
+            x.copy_((rows - stack.shift) / stack.factor)
+        if self.holed:  # where one block has holes, the next ones will have some
+            x.copy_(torch.where(torch.isnan(rows), stack.hole, x))
+        if stack.bounds:
+            torch.clamp(self.x, *stack.bounds, out=self.inside)
 
 
 @torch.no_grad()
@@ -62,7 +223,7 @@ def in_blocks(net: Callable[[Tensor], Tensor], rows: Array, width: int, like: Te
     """net(rows), computed in blocks of the dtype and on the device of `like`; the first `width` columns."""
     block = torch.zeros(ROWS, _round_up(rows.shape[1]), dtype=like.dtype, device=like.device)
     out = np.empty((len(rows), width), dtype=like.detach().cpu().numpy().dtype)
-    with _threads(1 if max(rows.shape[1], width) <= NARROW else torch.get_num_threads()):
+    with threads(1 if max(rows.shape[1], width) <= NARROW else torch.get_num_threads()):
         for i in range(0, len(rows), ROWS):
             some = torch.from_numpy(np.require(rows[i : i + ROWS], requirements=["C", "W"]))
             block[: len(some), : rows.shape[1]] = some
@@ -71,14 +232,11 @@ def in_blocks(net: Callable[[Tensor], Tensor], rows: Array, width: int, like: Te
     return out
 
 
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def _in_place(activation: str) -> Callable[[Tensor], Tensor]:
+    if activation == "identity":
+        return ACTIVATIONS[activation]
+    squash: Callable[[Tensor], Tensor] = getattr(torch.ops.aten, f"{activation}_")
+    return squash
 
 
 def pad(matrix: Tensor) -> Tensor:

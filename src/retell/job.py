@@ -86,7 +86,7 @@ class Job:
             model.save(self.output)
         _remove(checkpoint)
         summary = self._summary(model, len(rows), f"{training.plan.solver}: {training.plan.reason}", start)
-        return f"{summary}\n{_diagnosis(model, training.plan.x)}"
+        return f"{summary}\n{_diagnosis(model, training.plan.rows())}"
 
     def _check(self, checkpoint: Path, *, resume: bool) -> None:
         """Everything that can be known to be wrong before torch is imported or a row is read."""
@@ -120,7 +120,7 @@ def _diagnosis(model: Autoencoder, x: Any) -> str:
 
     if len(x) < FEWEST:
         return f"no diagnosis: that needs at least {FEWEST} rows"
-    return str(examine(model, x[:: -(-len(x) // MOST)]))
+    return str(examine(model, x[:: -(-len(x) // MOST)].double().cpu().numpy()))
 
 
 @contextmanager

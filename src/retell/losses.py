@@ -1,7 +1,8 @@
 """L(x, x̂), a value per cell, or for a `Likelihood` one per row.
 
 `support` is where data may lie; where it is bounded the rows are not scaled. `mean` is the link: it
-turns the decoder's output into a reconstruction; `link` is its inverse, for a data-aware start.
+turns the decoder's output into a reconstruction; `link` is its inverse, for a data-aware start. Where it has
+one, `slope_x_hat` is the derivative of the value by x̂, for solvers that write gradients out.
 """
 
 from __future__ import annotations
@@ -46,6 +47,9 @@ class MSE(Term):
     def __call__(self, p: Pass) -> Tensor:
         return (p.x - p.x_hat).square()
 
+    def slope_x_hat(self, p: Pass) -> Tensor:
+        return 2 * (p.x_hat - p.x)
+
     def mean(self, x_hat: Tensor) -> Tensor:
         return x_hat
 
@@ -75,6 +79,9 @@ class Huber(Term):
     def __call__(self, p: Pass) -> Tensor:
         return functional.huber_loss(p.x_hat, p.x, reduction="none", delta=float(self.delta))
 
+    def slope_x_hat(self, p: Pass) -> Tensor:
+        return (p.x_hat - p.x).clamp(-self.delta, self.delta)
+
     def mean(self, x_hat: Tensor) -> Tensor:
         return x_hat
 
@@ -93,6 +100,9 @@ class BCE(Term):
 
     def __call__(self, p: Pass) -> Tensor:
         return functional.binary_cross_entropy_with_logits(p.x_hat, p.x, reduction="none")
+
+    def slope_x_hat(self, p: Pass) -> Tensor:
+        return torch.sigmoid(p.x_hat) - p.x
 
     def mean(self, x_hat: Tensor) -> Tensor:
         return torch.sigmoid(x_hat)
@@ -125,6 +135,12 @@ class Poisson(Term):
 
     def __call__(self, p: Pass) -> Tensor:
         return -_Counts(p.x_hat).log_prob(p.x)
+
+    def slope_x_hat(self, p: Pass) -> Tensor:
+        return p.x_hat.exp() - p.x
+
+    def slope(self, z: Tensor, location: Tensor, scale: Tensor) -> Tensor:
+        return location.exp() - z
 
     def mean(self, x_hat: Tensor) -> Tensor:
         return x_hat.exp()
@@ -178,13 +194,20 @@ class Likelihood(Term):
     def __call__(self, p: Pass) -> Tensor:
         return -(self.log_cells(p) * p.weight).sum(1)
 
+    def slope_x_hat(self, p: Pass) -> Tensor:
+        density: Any = self.p
+        slope: Tensor = density.slope(p.x, p.x_hat, self._scale(p))
+        return slope * p.weight
+
     def log_cells(self, p: Pass) -> Tensor:
         """log p(x | x̂) of each cell (N, D), unseen ones included."""
         density: Any = self.p
-        learned = p.codec.log_scale if self.learned else None
-        scale = p.x.new_tensor(getattr(density, "scale", 1.0)) if learned is None else learned.exp()
-        log_p: Tensor = density.at(p.x_hat, scale).log_prob(p.x)
+        log_p: Tensor = density.at(p.x_hat, self._scale(p)).log_prob(p.x)
         return log_p
+
+    def _scale(self, p: Pass) -> Tensor:
+        learned = p.codec.log_scale if self.learned else None
+        return p.x.new_tensor(getattr(self.p, "scale", 1.0)) if learned is None else learned.exp()
 
     @property
     def learned(self) -> bool:
@@ -275,9 +298,17 @@ class Hidden(Term):
         _check_loss(self, self.loss)
 
     def __call__(self, p: Pass) -> Tensor:
+        return self.loss(p) * self._share(p)
+
+    def slope_x_hat(self, p: Pass) -> Tensor:
+        loss: Any = self.loss
+        slope: Tensor = loss.slope_x_hat(p)
+        return slope * self._share(p)
+
+    def _share(self, p: Pass) -> Tensor:
+        """What each cell counts: the mean over cells is over all of them."""
         hit = p.hit * p.weight
-        per_cell = p.weight.sum() / torch.where(hit.any(), hit.sum(), 1.0)  # the mean over cells is over all of them
-        return self.loss(p) * p.hit * per_cell
+        return p.hit * (p.weight.sum() / torch.where(hit.any(), hit.sum(), 1.0))
 
     def check(self, codec: Codec) -> None:
         self.loss.check(codec)

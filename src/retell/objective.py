@@ -38,6 +38,10 @@ class Term(Part):
     needs_corruption: ClassVar[bool] = False
     subtracts: ClassVar[bool] = False
     """Whether it takes the decoder's output for the reconstruction."""
+    counts_idle: ClassVar[bool] = False
+    """Whether it asks the codec for `idle`."""
+    on_weights: ClassVar[bool] = False
+    """Whether it is a function of the weights alone."""
 
     def __call__(self, p: Pass) -> Tensor:
         """The term's value: (N, D), (N,) or a single number."""
@@ -128,7 +132,7 @@ class Objective(Part):
 
     def __call__(self, p: Pass, step: float = math.inf) -> dict[str, Tensor]:
         """Every summand, coefficient included, under its own name; `step` inf is the end of all schedules."""
-        return {name: at(c, step) * mean(_value(term, p), p)
+        return {name: at(c, step) * mean(value_of(term, p), p)
                 for name, (c, term) in zip(self.names, self.summands, strict=True)}  # fmt: skip
 
     def by_row(self, p: Pass, step: float = math.inf) -> Tensor:
@@ -137,7 +141,7 @@ class Objective(Part):
         for c, term in self.summands:
             value = term(p)
             if value.ndim == 2:
-                value = (value * p.weight).sum(1) * (len(value) / _total(p.weight))
+                value = (value * p.weight).sum(1) * (len(value) / total_weight(p.weight))
             total += at(c, step) * value
         return total
 
@@ -180,6 +184,11 @@ class Objective(Part):
         """Whether the decoder's output is itself the reconstruction: the link is the identity."""
         probe = torch.zeros(1)
         return self.loss.mean(probe) is probe
+
+    @property
+    def counts_idle(self) -> bool:
+        """Whether a term asks for rows since each unit was active."""
+        return any(term.counts_idle for term in self.terms)
 
     def check(self, codec: Codec, corruption: Any) -> None:
         """Raise ValueError if a term lacks what it needs."""
@@ -244,11 +253,11 @@ def at(coefficient: Any, step: float) -> float:
 def mean(value: Tensor, p: Pass) -> Tensor:
     """The one reduction: over seen cells (N, D), by their weight, over rows (N,), or none."""
     if value.ndim == 2:
-        return (value * p.weight).sum() / _total(p.weight)
+        return (value * p.weight).sum() / total_weight(p.weight)
     return value.mean() if value.ndim == 1 else value
 
 
-def _value(term: Term, p: Pass) -> Tensor:
+def value_of(term: Term, p: Pass) -> Tensor:
     """The term's value, which has one of the three shapes."""
     value = term(p)
     shapes = {(): "", (len(p.x),): "", p.x.shape: "L"}
@@ -260,7 +269,7 @@ def _value(term: Term, p: Pass) -> Tensor:
     return value
 
 
-def _total(weight: Tensor) -> Tensor:
+def total_weight(weight: Tensor) -> Tensor:
     """The sum of the weights; 1 where no cell was seen."""
     total = weight.sum()
     return torch.where(total > 0, total, 1.0)

@@ -1,4 +1,8 @@
-"""Ω, what a good code or good weights should not be: a value per row, or one number."""
+"""Ω, what a good code or good weights should not be: a value per row, or one number.
+
+Where it has one, `slope_h` is the derivative of the value by the code in its units, h / unit (N, K), and
+`slope_weights` the one by each weight matrix, for solvers that write gradients out.
+"""
 
 from __future__ import annotations
 
@@ -45,6 +49,9 @@ class L1(Term):
     def __call__(self, p: Pass) -> Tensor:
         return (p.h / p.unit).abs().sum(1)
 
+    def slope_h(self, p: Pass) -> Tensor:
+        return torch.sign(p.h)
+
     def density(self, n_rows: int, n_features: int) -> tuple[Any, str, float]:
         return Laplace(1.0), "code", 1.0
 
@@ -80,6 +87,14 @@ class StudentT(Term):
     def __call__(self, p: Pass) -> Tensor:
         return (self.df + 1) / 2 * torch.log1p((p.h / p.unit / self.scale).square() / self.df).sum(1)
 
+    def slope_h(self, p: Pass) -> Tensor:
+        z = p.h / p.unit
+        return (self.df + 1) * z / (self.df * self.scale**2 + z.square())
+
+    def slope(self, z: Tensor, location: Tensor, scale: Tensor) -> Tensor:
+        off = location - z
+        return (self.df + 1) * off / (self.df * scale**2 + off.square())
+
     def at(self, location: Tensor, scale: Tensor) -> Distribution:
         return TorchStudentT(self.df, location, scale, validate_args=False)
 
@@ -109,8 +124,13 @@ class L2(Term):
     Normal priors on the weights give this penalty.
     """
 
+    on_weights: ClassVar[bool] = True
+
     def __call__(self, p: Pass) -> Tensor:
         return torch.stack([w.square().sum() for w in p.codec.matrices()]).sum() / 2
+
+    def slope_weights(self, p: Pass) -> list[Tensor]:
+        return p.codec.matrices()
 
     def density(self, n_rows: int, n_features: int) -> tuple[Any, str, float]:
         return Normal(1.0), "weights", float(n_rows)
@@ -123,8 +143,13 @@ class L1Weights(Term):
     Laplace priors on the weights give this penalty.
     """
 
+    on_weights: ClassVar[bool] = True
+
     def __call__(self, p: Pass) -> Tensor:
         return torch.stack([w.abs().sum() for w in p.codec.matrices()]).sum()
+
+    def slope_weights(self, p: Pass) -> list[Tensor]:
+        return [torch.sign(w) for w in p.codec.matrices()]
 
     def density(self, n_rows: int, n_features: int) -> tuple[Any, str, float]:
         return Laplace(1.0), "weights", float(n_rows)
@@ -188,6 +213,22 @@ class Prior(Term):
         one_sided = self.p.signed and p.codec.code_activation.range[0] == 0  # type: ignore[attr-defined]
         return -(self._log_p(p.h / p.unit) + (math.log(2) if one_sided else 0.0)).sum(1)
 
+    def slope_h(self, p: Pass) -> Tensor:
+        return self._slope(p.h / p.unit)
+
+    def slope_weights(self, p: Pass) -> list[Tensor]:
+        return [self._slope(w) / p.codec.n_rows for w in p.codec.matrices()]
+
+    @property
+    def on_weights(self) -> bool:  # type: ignore[override]  # of each prior, not of the class
+        return self.on == "weights"
+
+    def _slope(self, z: Tensor) -> Tensor:
+        """By z, which is the other way round than by the location."""
+        density: Any = self.p
+        slope: Tensor = -density.slope(z, torch.zeros_like(z), z.new_tensor(density.scale))
+        return slope
+
     def _log_p(self, z: Tensor) -> Tensor:
         density: Any = self.p
         log_p: Tensor = density.at(torch.zeros_like(z), z.new_tensor(density.scale)).log_prob(z)
@@ -227,6 +268,12 @@ class KL(Term):
                 f"{self!r} needs a code in (0, 1), but {codec.code_activation!r} gives codes in "
                 f"({low:g}, {high:g}): use code_activation='Sigmoid()'"
             )
+
+    def slope_h(self, p: Pass) -> Tensor:
+        mean, tiny = p.h.mean(0), torch.finfo(p.h.dtype).eps
+        on = mean.clamp(tiny, 1 - tiny)
+        slope = ((1 - self.rho) / (1 - on) - self.rho / on) * (on == mean)
+        return (slope / len(p.h)).expand_as(p.h)
 
     def __call__(self, p: Pass) -> Tensor:
         self.check(p.codec)
@@ -374,6 +421,7 @@ class AuxK(Term):
     """
 
     subtracts: ClassVar[bool] = True
+    counts_idle: ClassVar[bool] = True
 
     k: int = 32
     rows: int = 10_000
@@ -436,6 +484,17 @@ class Contractive(Term):
             value = self._norms(p)
         return value if learning else value.detach()
 
+    def closed(self, codec: Codec) -> bool:
+        """Whether there is a closed form: one affine map and an elementwise σ make the code."""
+        elementwise = getattr(codec.code_activation, "elementwise", False)  # one of the user's own may not say
+        return self.of == "code" and self.method != "projection" and not codec.encoder.deep and elementwise
+
+    def slopes(self, p: Pass) -> tuple[Tensor, Tensor]:
+        """In closed form, with a unit of 1: the derivatives of the rows' sum by a (N, K) and by W (K, D)."""
+        squash, W = p.codec.code_activation, p.codec.encoder.last.weight
+        slope, bend = squash.pull(torch.ones_like(p.a), p.a, p.h), squash.bend(p.a, p.h)
+        return 2 * slope * bend * W.square().sum(1), 2 * W * slope.square().sum(0)[:, None]
+
     def variance(self, p: Pass, draws: int = 16) -> Tensor:
         """The variance (N,) of one draw of the projection, from several; 0 where the method is exact.
 
@@ -454,8 +513,7 @@ class Contractive(Term):
         a = codec.encoder(x)
         h = codec.code_activation(a)
         unit = torch.as_tensor(p.unit).to(h)
-        elementwise = getattr(codec.code_activation, "elementwise", False)  # one of the user's own may not say
-        if of_code and self.method != "projection" and not codec.encoder.deep and elementwise:
+        if self.closed(codec):
             (slope,) = torch.autograd.grad(h.sum(), a, create_graph=True)
             sizes = (slope[:, : h.shape[1]] / unit).square()
             closed: Tensor = sizes @ codec.encoder.last.weight[: h.shape[1]].square().sum(1)

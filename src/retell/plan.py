@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from retell import auto
 from retell.codec import Codec
-from retell.constraints import Free, UnitRMS
 from retell.descend import Recipe
 from retell.factors import Factors
-from retell.metrics import explained_variance
 from retell.networks import mirror, mlp
 from retell.objective import Objective
+from retell.parts import Part
+from retell.rows.blocks import rows_a_block, spaced, take
+from retell.scaled import Rows
 from retell.scaling import Scaling
 from retell.seeds import SPLIT, START, generator
 from retell.settings import Settings
+from retell.solvers import dense
 from retell.solvers.codes import check_map
-from retell.solvers.exact import Problem, Spectrum, why_not
-from retell.start import fill_random, fill_start
+from retell.solvers.exact import Problem, why_not
+from retell.start import cover, fill_random, fill_start, observe
+from retell.survey import Survey, enough, survey
 
-__all__ = ["Parts", "Plan", "build_codec", "make_plan"]
+__all__ = ["Parts", "Plan", "build_codec", "make_plan", "plan_on"]
 
 Array = npt.NDArray[Any]
 Widths = tuple[tuple[int, ...], tuple[int, ...]]
-
-MOST_FACTORS = 32  # a row's posterior is a matrix of as many rows and columns
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,8 @@ class Plan:
     settings: Settings
     parts: Parts
     seed: int
-    scaling: Scaling
-    x: Array
-    """Scaled rows (N, D), float64, NaN where unseen."""
-    spectrum: Spectrum
-    """Of x's covariance: the factors' where rows have holes."""
-    factors: Factors
-    """Completes rows."""
+    survey: Survey
+    """The rows, and what a look at them has found."""
     train: Array
     held_out: Array
     """Row numbers; `held_out` is empty without early stopping."""
@@ -67,86 +62,136 @@ class Plan:
     reason: str
     """Why this solver."""
     recipe: Recipe
+    rounded: bool
+    """Whether the products of nonlinear layers are in bfloat16."""
 
     @property
     def problem(self) -> Problem:
-        return _problem(self.parts, self.settings, self.widths, bool(np.isnan(self.x).any()))
+        return _problem(self.parts, self.settings, self.widths, self.survey.holes)
 
-    def adopt(self, codec: Codec, scaling: Scaling, factors: Factors, rows: Array) -> None:
-        """Go on with what an earlier fit has settled, on new rows (N, D)."""
-        self.codec, self.scaling, self.factors = codec, scaling, factors
-        self.x = scaling.to(rows)
-        off = self.x - scaling.centre
-        self.spectrum = _second_moments(off, self.settings, bool(np.isnan(off).any()))[0]
+    def go_on_with(self, rows: Array) -> None:
+        """Other rows (N, D), none of them held out; what the first ones have settled stays."""
+        self.train = np.arange(len(rows))
+        judged = _judges(self.held_out, rows)
+        self.survey = replace(self.survey, rows=rows, judged=judged, kept=take(rows, judged))
 
-    def pca_score(self, judged: Array) -> float:
-        """R² on the rows `judged` of PCA at the same K, fitted to all rows."""
-        axes = self.spectrum.axes[:, : self.codec.n_units]
-        off = np.nan_to_num(self.x[judged] - self.scaling.centre)
-        return explained_variance(self.x[judged], off @ axes @ axes.T + self.scaling.centre)
+    def pca_score(self) -> float:
+        """R² of PCA at the same K, fitted to all rows, on the rows that judge."""
+        return self.survey.pca_score(self.codec.n_units)
 
-    def tensor(self, rows: Array) -> Tensor:
-        """Rows as the codec takes them."""
-        return torch.from_numpy(np.ascontiguousarray(rows)).to(self.codec.centre)
+    def rows(self, numbers: Array | None = None) -> Any:
+        """Rows by number, all by default, as the codec takes them: scaled when they are taken, or on its device."""
+        rows = Rows(self.survey.rows, self.survey.scaling, self.codec.centre, numbers, holed=self.survey.holes)
+        return rows if rows.device.type == "cpu" else rows[:]
 
 
-def make_plan(settings: Settings, parts: Parts, rows: Array, seed: int) -> Plan:
-    """Resolve every "auto", build the codec and fill its first θ.
+def make_plan(settings: Settings, parts: Parts, rows: Array, seed: int, names: Any = None) -> Plan:
+    """Look at the rows, resolve every "auto", build the codec and fill its first θ.
 
     Parameters
     ----------
     settings : Settings
     parts : Parts
     rows : ndarray of shape (N, D)
-        Checked rows, NaN where unseen.
+        NaN where unseen.
     seed : int
+    names : sequence of str, optional
+        The columns' names, for messages.
+
+    Raises
+    ------
+    ValueError
+        If rows are infinite or outside the loss's support, or the settings can't be combined.
     """
-    loss = parts.objective.loss
-    scaling = Scaling.fit(rows, settings.scale, bounded=np.isfinite(loss.support).any())
-    x = scaling.to(rows)
-    holes = bool(np.isnan(x).any())
-    spectrum, factors = _second_moments(x - scaling.centre, settings, holes)
-    K = auto.n_components(settings.n_components, spectrum.values)
-    widths = _widths(settings, parts, len(x), x.shape[1], K)
-    deep = len(widths[1]) > 0
-    constraint = parts.constraint
-    if constraint == "auto":
-        constraint = auto.constraint(parts.objective, parts.code_activation, deep=deep, tied=settings.tied)
-    parts = Parts(parts.objective, parts.corruption, parts.code_activation, constraint)
-    why = why_not(_problem(parts, settings, widths, holes))
-    solver = "descend" if why or settings.start == "random" else "exact"
+    train, held_out = _split(settings, len(rows), seed)
+    seen = survey(rows, settings, parts, _judges(held_out, rows), seed, names)
+    given, (n, D) = settings.n_components, rows.shape
+    K = auto.n_components(given, seen.spectrum.values if isinstance(given, float) else np.zeros(D))
+    widths = _widths(settings, parts, n, D, K)
+    parts = _settled(parts, settings, widths)
+    why = why_not(_problem(parts, settings, widths, seen.holes))
+    solver = "exact" if not why and settings.start != "random" else "dense"
     if settings.solver == "exact" and why:
-        raise ValueError(f"solver='exact' has no closed form here: {why}; use solver='auto' or 'descend'")
+        raise ValueError(f"solver='exact' has no closed form here: {why}; use solver='auto' or 'dense'")
     solver = solver if settings.solver == "auto" else settings.solver
-    dtype = auto.dtype(settings.precision, solver)
-    codec = build_codec(settings, parts, x.shape[1], K, widths, dtype)
+    codec = build_codec(settings, parts, D, K, widths, auto.dtype(settings.precision, solver))
     if settings.inference == "map":
         check_map(parts.objective, codec.code_activation)
-    codec.centre = torch.from_numpy(scaling.centre).to(dtype)
-    far = auto.far(codec, settings.start, constraint)
-    if settings.start == "random":
-        fill_random(codec, loss, generator(seed, START))
-    else:
-        axes = torch.from_numpy(spectrum.axes[:, : 0 if far else K].copy())
-        fill_start(codec, torch.from_numpy(x), axes, loss, generator(seed, START))
-    train, held_out = _split(settings, len(x), seed)
+    codec.centre = torch.from_numpy(seen.scaling.centre).to(codec.centre.dtype)
+    if solver != "exact":  # which writes every weight itself
+        _fill(codec, settings, parts, seen, seed)
     codec.n_rows.fill_(len(train))
+    return _plan(settings, parts, seed, seen, (train, held_out), widths, codec, solver, why)
+
+
+def plan_on(settings: Settings, parts: Parts, rows: Array, seed: int, codec: Codec, scaling: Scaling,
+            factors: Factors, widths: Widths) -> Plan:  # fmt: skip
+    """Go on with what an earlier fit has settled, on new rows (N, D), none of them held out."""
+    parts = _settled(parts, settings, widths)
+    parts.objective.check(codec, parts.corruption)
+    train = np.arange(len(rows))
+    seen = survey(rows, settings, parts, _judges(train[:0], rows), seed, settled=(scaling, factors))
+    return _plan(settings, parts, seed, seen, (train, train[:0]), widths, codec, settings.solver, "")
+
+
+def _plan(
+    settings: Settings, parts: Parts, seed: int, seen: Survey, split: tuple[Array, Array], widths: Widths,
+    codec: Codec, solver: str, why: str,
+) -> Plan:  # fmt: skip
+    """The plan of a codec that is filled."""
+    far = auto.far(codec, settings.start, parts.constraint)
+    codec = codec.to(auto.device(settings.device))
+    recipe = _recipe(settings, parts, len(split[0]), codec, far=far)
+    unwritten = dense.why_not(codec, recipe) if solver == "dense" else ""
+    if settings.solver == "dense" and unwritten:
+        raise ValueError(f"solver='dense' can't be used here: {unwritten}; use solver='auto' or 'descend'")
+    solver, why = ("descend", unwritten) if unwritten else (solver, why)
     return Plan(
         settings=settings,
         parts=parts,
         seed=seed,
-        scaling=scaling,
-        x=x,
-        spectrum=spectrum,
-        factors=factors,
-        train=train,
-        held_out=held_out,
+        survey=seen,
+        train=split[0],
+        held_out=split[1],
         widths=widths,
-        codec=codec.to(auto.device(settings.device)),
+        codec=codec,
         solver=solver,
         reason=why or "there is a closed form",
-        recipe=_recipe(settings, parts, len(train), codec, far=far),
+        recipe=recipe,
+        rounded=_rounded(settings, codec, recipe, solver),
     )
+
+
+def _fill(codec: Codec, settings: Settings, parts: Parts, seen: Survey, seed: int) -> None:
+    """The first θ."""
+    loss, sample = parts.objective.loss, torch.from_numpy(seen.sample())
+    if settings.start == "random":
+        fill_random(codec, loss, generator(seed, START))
+    else:
+        n_axes = 0 if auto.far(codec, settings.start, parts.constraint) else codec.n_units
+        axes = torch.from_numpy(seen.spectrum.axes[:, :n_axes].copy())
+        fill_start(codec, sample, axes, loss, generator(seed, START))
+        clipped = codec.encoder.linear is not None or codec.decoder.linear is not None
+        if clipped and len(sample) < len(seen.rows):
+            x = Rows(seen.rows, seen.scaling, codec.centre)
+            for i in range(0, len(x), rows_a_block(x.shape[1])):
+                cover(codec, x[i : i + rows_a_block(x.shape[1])])
+    if getattr(type(codec.code_activation), "observe", None) is not Part.observe:
+        observe(codec, sample)
+
+
+def _judges(held_out: Array, rows: Array) -> Array:
+    """Numbers of the rows that judge: held out, or of all where none are."""
+    return spaced(held_out if len(held_out) else np.arange(len(rows)), enough(rows.shape[1]))
+
+
+def _settled(parts: Parts, settings: Settings, widths: Widths) -> Parts:
+    """The parts with their constraint."""
+    constraint = parts.constraint
+    if constraint == "auto":
+        deep = len(widths[1]) > 0
+        constraint = auto.constraint(parts.objective, parts.code_activation, deep=deep, tied=settings.tied)
+    return Parts(parts.objective, parts.corruption, parts.code_activation, constraint)
 
 
 def build_codec(settings: Settings, parts: Parts, D: int, K: int, widths: Widths, dtype: torch.dtype) -> Codec:
@@ -174,25 +219,12 @@ def build_codec(settings: Settings, parts: Parts, D: int, K: int, widths: Widths
     squash = parts.code_activation.bind(K)
     codec = Codec(encoder, squash, decoder, torch.zeros(D), learns_scale=learns_scale).to(dtype).train(False)
     parts.objective.check(codec, parts.corruption)
-    if codec.dictionary() is None and not isinstance(parts.constraint, Free | UnitRMS):
+    if codec.dictionary() is None and getattr(parts.constraint, "on_dictionary", True):
         raise ValueError(
             f"constraint={parts.constraint!r} acts on the matrix of a linear decoder or of the linear path, and this"
             " decoder has neither: use linear_path=True or decoder_hidden_layer_sizes=()"
         )
     return codec
-
-
-def _second_moments(x: Array, settings: Settings, holes: bool) -> tuple[Spectrum, Factors]:
-    """Covariance and factor model of centred rows; with holes the factors say what the covariance is."""
-    D = x.shape[1]
-    given = settings.n_components
-    n_factors = max(1, min(given if isinstance(given, int) else MOST_FACTORS, MOST_FACTORS, D // 2))
-    if holes:
-        factors = Factors.fit(x, n_factors)
-        return Spectrum.of(factors.covariance), factors
-    S = x.T @ x / len(x)
-    spectrum = Spectrum.of(S)
-    return spectrum, Factors.from_covariance(S, spectrum.values[:n_factors], spectrum.axes[:, :n_factors])
 
 
 def _widths(settings: Settings, parts: Parts, n: int, D: int, K: int) -> Widths:
@@ -228,6 +260,17 @@ def _split(settings: Settings, n: int, seed: int) -> tuple[Array, Array]:
     out = auto.held_out_rows(n, settings.validation_fraction)
     order = torch.randperm(n, generator=generator(seed, SPLIT)).numpy()
     return np.sort(order[out:]), np.sort(order[:out])
+
+
+def _rounded(settings: Settings, codec: Codec, recipe: Recipe, solver: str) -> bool:
+    """Whether products are in bfloat16."""
+    if settings.precision == "bfloat16" and solver != "dense":
+        raise ValueError(
+            f"precision='bfloat16' rounds the products of solver='dense', and the solver here is {solver!r}: use"
+            " precision='auto'"
+        )
+    repays = settings.precision == "auto" and solver == "dense" and auto.rounded(codec, recipe.batch_size)
+    return settings.precision == "bfloat16" or repays
 
 
 def _recipe(settings: Settings, parts: Parts, n: int, codec: Codec, *, far: bool) -> Recipe:

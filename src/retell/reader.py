@@ -1,26 +1,37 @@
-"""Rows through a fitted codec and back, in the scaled space."""
+"""Rows through a fitted codec and back."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
 from retell.codec import Codec
 from retell.constraints import UnitRMS
 from retell.inference import Inference
 from retell.objective import Objective
+from retell.rows.blocks import release
+from retell.scaling import Scaling
 from retell.solvers.codes import check_map, optimise
+from retell.spread import Work, spread
 
 __all__ = ["Reader"]
 
 Array = npt.NDArray[Any]
+Check = Callable[[Array, int], None]
 
 
 class Reader:
     """What a fitted codec makes of rows.
+
+    `transform`, `inverse`, `each` and `scaled` take rows in their own units, in constant memory; every other method
+    takes rows in the scaled space.
 
     Parameters
     ----------
@@ -28,12 +39,24 @@ class Reader:
     objective : Objective
     constraint : Part
         Says what counts as one for each unit when a code is optimised.
+    scaling : Scaling, optional
+        For rows in their own units.
     """
 
-    def __init__(self, codec: Codec, objective: Objective, constraint: Any) -> None:
-        self.codec, self.objective = codec, objective
-        self.inference = Inference(codec)
+    def __init__(self, codec: Codec, objective: Objective, constraint: Any, scaling: Scaling | None = None) -> None:
+        self.codec, self.objective, self.scaling = codec, objective, scaling
         self.unit: Array | float = codec.rms.double().cpu().numpy() if isinstance(constraint, UnitRMS) else 1.0
+
+    @cached_property
+    def inference(self) -> Inference:
+        """For rows in the scaled space."""
+        return Inference(self.codec)
+
+    @cached_property
+    def own(self) -> Inference:
+        """For rows in their own units."""
+        scaling = self.scaling
+        return self.inference if scaling is None else Inference(self.codec, scaling.shift, scaling.factor)
 
     def encode(self, x: Array, how: str = "encoder") -> Array:
         """Scaled rows (N, D), NaN where unseen, to codes (N, K): the encoder's, or those of least objective ("map")."""
@@ -74,6 +97,132 @@ class Reader:
             log_x = -likelihood(p)
             log_h = -prior(p) - torch.log(torch.as_tensor(p.unit).expand(codes.shape[1])).sum()  # of h, not of h / unit
         return log_x.cpu().numpy(), log_h.cpu().numpy()
+
+    def transform(self, rows: Array, how: str, out: Array, check: Check) -> Array:
+        """Codes (N, K) of rows (N, D) in their own units, written to `out`.
+
+        Parameters
+        ----------
+        rows : ndarray of shape (N, D)
+            In C order; NaN where unseen.
+        how : {"encoder", "map"}
+        out : ndarray of shape (N, K)
+        check : callable
+            Is given every block in which something is not finite, and the number of its first row.
+        """
+
+        def start() -> Work:
+            codes = self._coder(rows, how, check)
+
+            def work(i: int, j: int) -> None:
+                out[i:j] = codes(i, j)
+                release(out[i:j])
+
+            return work
+
+        self._spread(start, rows)
+        return out
+
+    def inverse(self, h: Array, out: Array, check: Check) -> Array:
+        """Reconstructions (N, D) of codes (N, K), in the rows' own units, written to `out`; as `transform`."""
+
+        def start() -> Work:
+            make, given = self._maker(len(h)), from_dlpack(h)
+
+            def work(i: int, j: int) -> None:
+                x_hat, finite = make(given[i:j])
+                if not finite:
+                    check(h[i:j], i)
+                out[i:j] = self._scaling.back(x_hat)
+                release(out[i:j])
+
+            return work
+
+        self._spread(start, h)
+        return out
+
+    def each(self, take: Callable[..., None], rows: Array, how: str, check: Check, *, alone: bool = False) -> None:
+        """take(i, j, x, h, x̂) for the rows i to j of every block: scaled rows, codes, reconstructions.
+
+        Parameters
+        ----------
+        take : callable
+        rows, how, check
+            As in `transform`.
+        alone : bool, default=False
+            Block after block in order, by one thread.
+        """
+
+        def start() -> Work:
+            codes, make = self._coder(rows, how, check), self._maker(len(rows))
+
+            def work(i: int, j: int) -> None:
+                h = codes(i, j)
+                take(i, j, self._scaling.to(rows[i:j]), h, make(torch.from_numpy(h))[0])
+
+            return work
+
+        self._spread(start, rows, alone=alone)
+
+    def scaled(self, take: Callable[[int, int, Array], None], rows: Array, check: Check) -> None:
+        """take(i, j, x) for the rows i to j of every block, scaled; as `each`."""
+
+        def work(i: int, j: int) -> None:
+            check(rows[i:j], i)
+            take(i, j, self._scaling.to(rows[i:j]))
+
+        self._spread(lambda: work, rows)
+
+    def _spread(self, start: Callable[[], Work], rows: Array, *, alone: bool = False) -> None:
+        """Work all rows in blocks, and give back what each has brought into memory."""
+
+        def started() -> Work:
+            work = start()
+
+            def once(i: int, j: int) -> None:
+                work(i, j)
+                release(rows[i:j])
+
+            return once
+
+        spread(started, len(rows), self.own.encoder.size, alone=alone)
+
+    def _coder(self, rows: Array, how: str, check: Check) -> Callable[[int, int], Array]:
+        """For one thread: the codes of the rows i to j, good until the next ones."""
+
+        def optimised(i: int, j: int) -> Array:
+            check(rows[i:j], i)
+            return self.encode(self._scaling.to(rows[i:j]), how)
+
+        if how != "encoder":
+            return optimised
+        run, squash = self.own.encoder.start(min(len(rows), self.own.encoder.size)), self.own.squash
+        given = from_dlpack(rows)
+
+        def encoded(i: int, j: int) -> Array:
+            a, finite = run(given[i:j])
+            if not finite:
+                check(rows[i:j], i)
+            h: Array = squash(a)[: j - i].cpu().numpy()
+            return h
+
+        return encoded
+
+    def _maker(self, n_rows: int) -> Callable[[Tensor], tuple[Array, bool]]:
+        """For one thread: scaled reconstructions (n, D) of codes, float64, and whether the codes were finite."""
+        run = self.own.decoder.start(min(n_rows, self.own.encoder.size))
+
+        def make(h: Tensor) -> tuple[Array, bool]:
+            outputs, finite = run(h)
+            x_hat: Array = self.objective.loss.mean(outputs)[: len(h)].double().cpu().numpy()
+            return x_hat, finite
+
+        return make
+
+    @property
+    def _scaling(self) -> Scaling:
+        assert self.scaling is not None
+        return self.scaling
 
     def _densities(self) -> tuple[Any, Any]:
         on = {"x": [], "code": [], "weights": []}  # type: dict[str, list[Any]]

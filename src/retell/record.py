@@ -2,19 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from retell.completion import filler
+from retell.completion import filler, rows_to_ask
 from retell.constraints import UnitRMS
+from retell.corruptions import Mask, Nothing
 from retell.density import Density
-from retell.metrics import explained_variance
+from retell.metrics import explained_variance, share
 from retell.model_file import Fitted, Model
+from retell.plan import Plan
 from retell.reader import Reader
+from retell.rows.blocks import spaced, take
 from retell.seeds import HIDE, generator
+from retell.solvers.exact import times
+from retell.survey import enough
 from retell.training import Training
 
 __all__ = ["record"]
+
+Array = npt.NDArray[Any]
+
+
+class _Account(NamedTuple):
+    """What rows say of a finished codec."""
+
+    density: Density
+    score: float
+    """R² on the rows that judge."""
+    train_score: float
+    """On the rows trained on."""
+    reconstruct: Callable[[Array], Array]
+    """Scaled rows with holes to reconstructions."""
 
 
 def record(training: Training, columns: list[str] | None) -> Model:
@@ -27,23 +50,13 @@ def record(training: Training, columns: list[str] | None) -> Model:
     columns : list of str or None
         The columns' names.
     """
-    plan, epochs = training.plan, training.history
-    reader = Reader(plan.codec, plan.parts.objective, plan.parts.constraint)
-    plan.codec.rms.copy_(torch.as_tensor(UnitRMS().unit(torch.from_numpy(reader.encode(plan.x)))))
-    reader = Reader(plan.codec, plan.parts.objective, plan.parts.constraint)
-    how = plan.settings.inference
-    h = reader.encode(plan.x, how)
-    x_hat = reader.decode(h)
-    judged = plan.held_out if len(plan.held_out) else np.arange(len(plan.x))
-    centre = plan.scaling.centre
-    fill = filler(
-        plan.x[judged] - centre, plan.factors, lambda rows: reader.reconstruct(rows + centre, how) - centre,
-        generator(plan.seed, HIDE),
-    )  # fmt: skip
+    plan, epochs, seen = training.plan, training.history, training.plan.survey
+    linear = plan.solver == "exact" and plan.settings.inference == "encoder"
+    account = _of_covariance(training) if linear else _of_rows(plan)
     history = {name: [e.terms[name] for e in epochs] for name in plan.parts.objective.names}
     history |= {f"held-out {name}": [e.held_out[name] for e in epochs] for name in history if epochs[0].held_out}
     fitted = Fitted(
-        n_features=plan.x.shape[1],
+        n_features=seen.rows.shape[1],
         columns=columns,
         n_components=plan.codec.n_units,
         encoder=plan.widths[0],
@@ -54,15 +67,60 @@ def record(training: Training, columns: list[str] | None) -> Model:
         seed=plan.seed,
         n_iter=len(epochs),
         stopped_by=training.stopped_by,
-        filler=fill,
-        n_factors=plan.factors.loadings.shape[1],
-        best_loss=training.descent.best_loss,
-        score=explained_variance(plan.x[judged], x_hat[judged]),
-        train_score=explained_variance(plan.x[plan.train], x_hat[plan.train]),
-        pca_score=plan.pca_score(judged),
+        filler=_filler(plan, account),
+        n_factors=seen.factors.loadings.shape[1],
+        best_loss=training.best_loss,
+        score=account.score,
+        train_score=account.train_score,
+        pca_score=plan.pca_score(),
         loss_curve=[sum(e.terms.values()) for e in epochs],
         validation_scores=[e.score for e in epochs if e.score is not None],
         history=history,
     )
-    density = Density.fit(plan.x[judged] - x_hat[judged], h)
-    return Model(plan.settings, fitted, plan.parts, plan.codec, plan.scaling, density, plan.factors)
+    return Model(plan.settings, fitted, plan.parts, plan.codec, seen.scaling, account.density, seen.factors)
+
+
+def _filler(plan: Plan, account: _Account) -> str:
+    """Who completes rows. Linear maps that never missed a cell know no more than as many factors do."""
+    seen, n_factors = plan.survey, plan.survey.factors.loadings.shape[1]
+    if plan.solver == "exact" and not isinstance(plan.parts.corruption, Mask) and plan.codec.n_units <= n_factors:
+        return "factors"
+    x, centre = seen.scaling.to(seen.kept[: rows_to_ask(seen.kept.shape[1])]), seen.scaling.centre
+    draw = generator(plan.seed, HIDE)
+    return filler(x - centre, seen.factors, lambda rows: account.reconstruct(rows + centre) - centre, draw)
+
+
+def _of_covariance(training: Training) -> _Account:
+    """Where the codec is linear and centred: all rows are their covariance."""
+    plan, codec, spectrum = training.plan, training.plan.codec, training.plan.survey.spectrum
+    W, V = (net.last.weight.detach().double().cpu().numpy() for net in (codec.encoder, codec.decoder))
+    covariance = times(W, spectrum.times(W.T, spanned=not isinstance(plan.parts.corruption, Mask)))
+    codec.rms.copy_(torch.from_numpy(np.sqrt(np.diag(covariance))))
+    noise = training.column_errors(Nothing(), held_out=False)
+    score = train_score = share(noise.sum(), spectrum.variances.sum())
+    if len(plan.held_out):
+        noise = training.column_errors(Nothing(), held_out=True)
+        score = share(noise.sum(), plan.survey.variation)
+    density = Density.of(noise, np.zeros(len(W)), covariance)
+    return _Account(density, score, train_score, lambda rows: times(times(np.nan_to_num(rows), W.T), V.T))
+
+
+def _of_rows(plan: Plan) -> _Account:
+    """The rows that judge, and evenly spaced ones, through the codec."""
+    codec, seen, how = plan.codec, plan.survey, plan.settings.inference
+    some = np.union1d(spaced(np.arange(len(seen.rows)), enough(seen.rows.shape[1])), seen.judged)
+    x = seen.scaling.to(take(seen.rows, some))
+    reader = Reader(codec, plan.parts.objective, plan.parts.constraint)
+    h = reader.encode(x)
+    codec.rms.copy_(torch.as_tensor(UnitRMS().unit(torch.from_numpy(h))))
+    if how != "encoder":  # such codes depend on what counts as one
+        reader = Reader(codec, plan.parts.objective, plan.parts.constraint)
+        h = reader.encode(x, how)
+    x_hat = reader.decode(h)
+    judged, trained = np.isin(some, seen.judged), ~np.isin(some, plan.held_out)
+    return _Account(
+        Density.fit(x[judged] - x_hat[judged], h),
+        explained_variance(x[judged], x_hat[judged]),
+        explained_variance(x[trained], x_hat[trained]),
+        lambda rows: reader.reconstruct(rows, how),
+    )

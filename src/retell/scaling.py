@@ -9,13 +9,16 @@ in the rows' own units.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Scaling"]
+from retell.rows.blocks import blocks
+
+__all__ = ["Scaling", "robust_moments", "without_rounding"]
 
 Array = npt.NDArray[Any]
 
@@ -53,7 +56,11 @@ class Scaling:
         bounded : bool, default=False
             The loss has a bounded support: the rows stay as they are.
         """
-        mean, spread = _moments(rows)
+        return cls.of(*robust_moments(rows), scale, bounded=bounded)
+
+    @classmethod
+    def of(cls, mean: Array, spread: Array, scale: str | None, *, bounded: bool = False) -> Scaling:
+        """As `fit`, from the columns' means and standard deviations (D,)."""
         varied = spread > 0
         if bounded:
             return cls(np.zeros_like(mean), np.ones_like(mean), mean)
@@ -61,7 +68,7 @@ class Scaling:
             warnings.warn(
                 f"column {int(spread.argmax())} has a standard deviation of {spread.max():.3g}: squares of such "
                 "values overflow; they are computed after scaling",
-                stacklevel=2,
+                stacklevel=3,
             )
         factor = np.ones_like(mean)
         if scale is not None and varied.any():
@@ -87,18 +94,24 @@ class Scaling:
         return -np.log(self.factor)
 
 
-def _moments(rows: Array) -> tuple[Array, Array]:
-    """Mean and standard deviation (D,) of the seen cells, safe from overflow."""
-    rows = np.asarray(rows, np.float64)
-    seen = ~np.isnan(rows)
-    count = np.maximum(seen.sum(0), 1)
+def robust_moments(rows: Array) -> tuple[Array, Array]:
+    """Mean and standard deviation (D,) of the seen cells, safe from overflow and underflow; reads the rows thrice."""
     # np.where before the sums: a column of holes has mean 0, and no warning about empty slices
-    top = np.where(seen, np.abs(rows), 0.0).max(0)
+    tops, counts = zip(*((np.where(seen, np.abs(x), 0.0).max(0), seen.sum(0)) for x, seen in _cells(rows)), strict=True)
+    top, count = np.max(tops, axis=0), np.maximum(np.sum(counts, axis=0), 1)
     top = np.where(top > 0, top, 1.0)
-    small = np.where(seen, rows / top, 0.0)
-    mean = small.sum(0) / count
-    off = np.where(seen, small - mean, 0.0)
-    spread = np.sqrt((off**2).sum(0) / count)
-    # a constant column's mean is off by rounding: what is left is not spread
-    spread[spread <= 1e-12 * np.abs(mean)] = 0.0
-    return mean * top, spread * top
+    mean = np.sum([np.where(seen, x / top, 0.0).sum(0) for x, seen in _cells(rows)], axis=0) / count
+    squares = np.sum([(np.where(seen, x / top - mean, 0.0) ** 2).sum(0) for x, seen in _cells(rows)], axis=0)
+    return mean * top, without_rounding(mean, np.sqrt(squares / count)) * top
+
+
+def without_rounding(mean: Array, spread: Array) -> Array:
+    """The spread, 0 where it is no more than what the rounding of a constant column's mean leaves."""
+    return np.where(spread <= 1e-12 * np.abs(mean), 0.0, spread)
+
+
+def _cells(rows: Array) -> Iterator[tuple[Array, Array]]:
+    """Blocks in float64, and which of their cells were seen."""
+    for _, block in blocks(rows):
+        x = np.asarray(block, np.float64)
+        yield x, ~np.isnan(x)

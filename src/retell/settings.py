@@ -52,8 +52,8 @@ class Settings:
     """Set the weights obey, as in 'UnitNorm()'."""
     scale: Auto | Literal["standard"] | None = "auto"
     """standard = per column, none = centre only, auto = one factor if spreads are alike."""
-    solver: Literal["auto", "exact", "descend"] = "auto"
-    """exact = closed form, descend = gradient steps."""
+    solver: Literal["auto", "exact", "dense", "descend"] = "auto"
+    """exact = closed form, dense = gradients written out, descend = autograd."""
     start: Literal["auto", "random"] = "auto"
     """auto = from the data (PCA), random = small random weights."""
     inference: Literal["encoder", "map"] = "encoder"
@@ -78,8 +78,8 @@ class Settings:
     """Relative improvement that counts."""
     device: Device = "auto"
     """auto, cpu, cuda, cuda:1 ..."""
-    precision: Auto | Literal["float32", "float64"] = "auto"
-    """Arithmetic; auto = float64 for closed forms, float32 otherwise."""
+    precision: Auto | Literal["bfloat16", "float32", "float64"] = "auto"
+    """Arithmetic; bfloat16 = products only; auto = float64 for closed forms, else by size and processor."""
     random_state: int | None = None
     """Seed; the same seed gives the same bits."""
     verbose: Annotated[int, msgspec.Meta(ge=0)] = 0

@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor
+from torch.nn import functional
 
 from retell.activations import Identity
 from retell.codec import Codec
 from retell.networks import Affine, Net
 from retell.objective import mean
 
-__all__ = ["fill_random", "fill_start"]
+__all__ = ["cover", "fill_random", "fill_start", "observe"]
 
 
 @torch.no_grad()
@@ -31,7 +32,7 @@ def fill_start(codec: Codec, x: Tensor, axes: Tensor, loss: Any, generator: Gene
     codec : Codec
         Its weights are empty; they are written in place.
     x : Tensor of shape (N, D), float64
-        Scaled rows, NaN where unseen.
+        Scaled rows, NaN where unseen; a sample of them if there are many.
     axes : Tensor of shape (D, K) or (D, 0), float64
         PCA's components of x, or none where they are no help: the frame is then random.
     loss : Term
@@ -60,9 +61,6 @@ def fill_start(codec: Codec, x: Tensor, axes: Tensor, loss: Any, generator: Gene
     if decoder is not None and not codec.tied and aware and bent and spread is None:
         _fit_decoder(codec, decoder, filled, loss)
     _bound(codec, filled)
-    codec.train().observe(codec(filled))
-    codec.idle.zero_()
-    codec.train(False)
 
 
 @torch.no_grad()
@@ -72,6 +70,31 @@ def fill_random(codec: Codec, loss: Any, generator: Generator) -> None:
         if layer.own is not None:
             layer.own.normal_(generator=generator).div_(math.sqrt(layer.own.shape[1]))
     _fill_biases(codec, codec.centre[None], loss)
+
+
+@torch.no_grad()
+def cover(codec: Codec, x: Tensor) -> None:
+    """Widen the clips of the nonlinear paths to the range of these rows and of their first codes."""
+    x = codec.fill(x)
+    if codec.encoder.linear is not None:
+        _widen(codec.encoder, x)
+    if codec.decoder.linear is not None:
+        straight = codec.encoder.straight
+        # the nonlinear path is silent still
+        a = codec.encoder(x) if straight is None else functional.linear(x, straight.weight, _bias(codec.encoder))
+        _widen(codec.decoder, codec.decoder.into * codec.code_activation(a))
+
+
+def _widen(net: Net, inside: Tensor) -> None:
+    torch.minimum(net.low, inside.amin(0), out=net.low)
+    torch.maximum(net.high, inside.amax(0), out=net.high)
+
+
+@torch.no_grad()
+def observe(codec: Codec, x: Tensor) -> None:
+    """Let σ count what it must have counted before the first step: thresholds."""
+    codec.train().code_activation.observe(codec(x.to(codec.centre)))
+    codec.train(False)
 
 
 def _fill_hidden(net: Net, generator: Generator) -> None:
@@ -169,7 +192,7 @@ def _probabilistic(codec: Codec, frame: Tensor, x: Tensor, loss: Any) -> Tensor 
 
 
 def _fit_decoder(codec: Codec, decoder: Affine, x: Tensor, loss: Any) -> None:
-    """V by least squares from the codes, where σ is not the identity and PCA's axes are not the answer."""
+    """V by least squares from the codes, where PCA's axes are not the answer: σ or the loss's link is bent."""
     h = codec.encode(x)
     target = loss.link(x).double() - codec.decode(h).double()
     off = h.double() - h.double().mean(0)
@@ -182,7 +205,8 @@ def _fit_decoder(codec: Codec, decoder: Affine, x: Tensor, loss: Any) -> None:
         decoder.weight.copy_(share * fitted)
         _bias(codec.decoder).copy_(loss.link(codec.centre))
         _bias(codec.decoder).sub_(decoder.weight @ h.mean(0).to(decoder.weight))
-        cost = float(mean(loss(codec(x)), codec(x)))
+        p = codec(x)
+        cost = float(mean(loss(p), p))
         if cost < least:
             best, least = decoder.weight.clone(), cost
     decoder.weight.copy_(best)

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Generator
 from dataclasses import replace
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,19 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from retell.corruptions import Nothing
 from retell.descend import Descent, Epoch
+from retell.metrics import share
 from retell.plan import Plan
-from retell.solvers.exact import solve
-from retell.store import CheckpointError, read_checkpoint, write_checkpoint
+from retell.rows.blocks import blocks
+from retell.solvers.dense import Dense
+from retell.solvers.exact import column_errors, penalty, solve
+from retell.store import CheckpointError, write_checkpoint
 
-__all__ = ["Training", "seed_in"]
+__all__ = ["Training"]
 
 Array = npt.NDArray[Any]
+Checkpoint = tuple[dict[str, Any], dict[str, Tensor]]
 
 EVERY = 5.0  # seconds between checkpoints
 
@@ -33,20 +39,37 @@ class Training:
     ----------
     plan : Plan
     checkpoint : path, optional
-        Folder for the state of the fit; an older state of the same fit is taken up.
+        Folder for the state of the fit.
+    found : (config, state), optional
+        What `read_checkpoint` found there: the state of the same fit is taken up.
 
     Attributes
     ----------
     history : list of Epoch
     stopped_by : {"", "max_time"}
+    best_loss : float
+        The least objective so far.
     """
 
-    def __init__(self, plan: Plan, checkpoint: str | os.PathLike[str] | None = None) -> None:
+    def __init__(
+        self, plan: Plan, checkpoint: str | os.PathLike[str] | None = None, found: Checkpoint | None = None
+    ) -> None:
         self.plan = plan
         self.checkpoint = checkpoint
-        self.descent = Descent(plan.codec, plan.recipe, plan.seed)
+        self.found = found
+        self._errors: dict[tuple[str, bool], Array] = {}
         self.history: list[Epoch] = []
         self.stopped_by = ""
+
+    @cached_property
+    def descent(self) -> Descent:
+        """The solver of gradient steps; a closed form has none."""
+        written = partial(Dense, rounded=self.plan.rounded)
+        return (written if self.plan.solver == "dense" else Descent)(self.plan.codec, self.plan.recipe, self.plan.seed)
+
+    @property
+    def best_loss(self) -> float:
+        return self.history[-1].loss if self.plan.solver == "exact" else self.descent.best_loss
 
     def epochs(self) -> Generator[Epoch, None, None]:
         """Run to the end; the codec then holds the best epoch."""
@@ -54,7 +77,7 @@ class Training:
             yield self._exact()
             return
         plan, start = self.plan, time.monotonic()
-        x, held_out = plan.tensor(plan.x[plan.train]), plan.tensor(plan.x[plan.held_out])
+        x, held_out = plan.rows(plan.train if len(plan.held_out) else None), plan.rows(plan.held_out)
         identity = self._resume()
         state, written = None, time.monotonic()
         try:
@@ -75,28 +98,43 @@ class Training:
             raise
         self.descent.restore_best()
 
-    def more(self, x: Array) -> None:
+    def more(self, x: Any) -> None:
         """One epoch on scaled rows at the largest learning rate."""
-        terms = self.descent.one_epoch(self.plan.tensor(x), constant_rate=True)
+        terms = self.descent.one_epoch(x, constant_rate=True)
         loss = sum(terms.values())
         self.history.append(Epoch(self.descent.epoch, terms, {}, None, loss, True, False))
         self.descent.best_loss = min(loss, self.descent.best_loss)
 
     def _exact(self) -> Epoch:
-        plan, codec = self.plan, self.plan.codec
-        W, V = solve(plan.spectrum, codec.n_units, plan.problem)
+        plan, codec, seen = self.plan, self.plan.codec, self.plan.survey
+        W, V = solve(seen.spectrum, codec.n_units, plan.problem)
         with torch.no_grad():
             for net, matrix in ((codec.encoder, W), (codec.decoder, V)):
                 net.last.weight.copy_(torch.from_numpy(np.ascontiguousarray(matrix)))
                 net.last.bias.zero_()  # type: ignore[union-attr]  # the last map has one
-        rows = plan.tensor(plan.x)
-        terms = self.descent.evaluate(rows).terms
-        judged = self.descent.evaluate(rows[plan.held_out]) if len(plan.held_out) else None
-        held_out, score = ({}, None) if judged is None else (judged.terms, judged.score)
-        self.descent.best_loss = sum((held_out or terms).values())
-        epoch = Epoch(1, terms, held_out, score, self.descent.best_loss, True, True)
+        terms, held_out, score = self._expected(W, V, held_out=False), {}, None
+        if len(plan.held_out):
+            held_out = self._expected(W, V, held_out=True)
+            score = share(self.column_errors(Nothing(), held_out=True).sum(), seen.variation)
+        epoch = Epoch(1, terms, held_out, score, sum((held_out or terms).values()), True, True)
         self.history.append(epoch)
         return epoch
+
+    def column_errors(self, corruption: Any, *, held_out: bool) -> Array:
+        """Of a closed form, squared errors expected of each column (D,), over all rows or the held-out ones."""
+        key = (repr(corruption), held_out)
+        if key not in self._errors:
+            nets, seen = (self.plan.codec.encoder, self.plan.codec.decoder), self.plan.survey
+            W, V = (net.last.weight.detach().double().cpu().numpy() for net in nets)
+            self._errors[key] = column_errors(W, V, corruption, seen.spectrum, seen.x_judged if held_out else None)
+        return self._errors[key]
+
+    def _expected(self, W: Array, V: Array, *, held_out: bool) -> dict[str, float]:
+        """The objective of a closed form, expected over rows and corruption."""
+        parts, problem = self.plan.parts, self.plan.problem
+        error = float(self.column_errors(parts.corruption, held_out=held_out).mean())
+        named = zip(parts.objective.names, parts.objective.summands, strict=True)
+        return {name: c * (error if term.letter == "L" else penalty(term, W, V, problem)) for name, (c, term) in named}
 
     def _resume(self) -> dict[str, Any]:
         """The identity of this fit; the state in its checkpoint, if there is one, is taken up."""
@@ -104,13 +142,12 @@ class Training:
             return {}
         plan = self.plan
         identity = {
-            "rows": hashlib.sha256(np.ascontiguousarray(plan.x).tobytes()).hexdigest(),
+            "rows": _digest(plan.survey.rows),
             "settings": repr(replace(plan.settings, max_time=None, verbose=0)),
             "seed": plan.seed,
         }
-        found = read_checkpoint(self.checkpoint)
-        if found is not None:
-            config, state = found
+        if self.found is not None:
+            config, state = self.found
             for what, mine in identity.items():
                 if config.get(what) != mine:
                     raise CheckpointError(
@@ -127,7 +164,9 @@ class Training:
         write_checkpoint(self.checkpoint, {**identity, "history": history}, state)
 
 
-def seed_in(checkpoint: str | os.PathLike[str] | None) -> int | None:
-    """The seed of the fit whose state lies in a folder, or None."""
-    found = None if checkpoint is None else read_checkpoint(checkpoint)
-    return None if found is None else int(found[0]["seed"])
+def _digest(rows: Array) -> str:
+    """SHA-256 of the rows as given, and of their type."""
+    digest = hashlib.sha256(f"{rows.dtype.str} {rows.shape}".encode())
+    for _, block in blocks(rows):
+        digest.update(np.ascontiguousarray(block).data)
+    return digest.hexdigest()

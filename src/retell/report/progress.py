@@ -80,4 +80,4 @@ def _score(epoch: Epoch) -> str:
 def _yardstick(training: Training) -> str:
     """PCA's R² on the same held-out rows."""
     plan = training.plan
-    return f" (PCA {plan.pca_score(plan.held_out):.4f})" if len(plan.held_out) else ""
+    return f" (PCA {plan.pca_score():.4f})" if len(plan.held_out) else ""

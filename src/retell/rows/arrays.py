@@ -50,19 +50,19 @@ def check_kinds(X: Any) -> None:
                 )
 
 
-def check_finite(X: Array, names: Any = None, *, called: str = "X") -> None:
-    """Refuse infinities, naming row and column; NaN passes, as an unseen cell."""
+def check_finite(X: Array, names: Any = None, *, called: str = "X", first: int = 0) -> None:
+    """Refuse infinities, naming row (the first has the number `first`) and column; NaN passes, as an unseen cell."""
     with np.errstate(over="ignore", invalid="ignore"):
         if np.isfinite(X.sum()) or not np.isinf(X).any():
             return
     row, column = np.argwhere(np.isinf(X))[0]
     raise ValueError(
-        f"{called} has an infinite value (inf) in row {row}, {column_label(column, names)}: infinity is not a number to"
-        " learn from; replace it, or put NaN there if the value is unknown"
+        f"{called} has an infinite value (inf) in row {first + row}, {column_label(column, names)}: infinity is not a"
+        " number to learn from; replace it, or put NaN there if the value is unknown"
     )
 
 
-def check_support(X: Array, support: tuple[float, float], loss: Any, names: Any = None) -> None:
+def check_support(X: Array, support: tuple[float, float], loss: Any, names: Any = None, *, first: int = 0) -> None:
     """Refuse rows outside the support of the loss, naming the cell."""
     low, high = support
     with np.errstate(invalid="ignore"):
@@ -70,7 +70,7 @@ def check_support(X: Array, support: tuple[float, float], loss: Any, names: Any 
     if outside.any():
         row, column = np.argwhere(outside)[0]
         raise ValueError(
-            f"{loss!r} needs values in [{low:g}, {high:g}], but row {row}, {column_label(column, names)} is"
+            f"{loss!r} needs values in [{low:g}, {high:g}], but row {first + row}, {column_label(column, names)} is"
             f" {X[row, column]:g}: scale the rows into that range or use MSE()"
         )
 

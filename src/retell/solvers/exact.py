@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.linalg import eigh
+from scipy.linalg.blas import dgemm
 
 from retell.activations import Identity
 from retell.constraints import Free
@@ -28,35 +30,68 @@ from retell.losses import MSE
 from retell.objective import Objective
 from retell.penalties import L2, Contractive
 
-__all__ = ["Problem", "Spectrum", "solve", "why_not"]
+__all__ = ["Problem", "Spectrum", "column_errors", "mean_squares", "penalty", "signs", "solve", "times", "why_not"]
 
 Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
 class Spectrum:
-    """A covariance and its eigendecomposition, largest first.
+    """A covariance's leading eigenvalues and eigenvectors, largest first.
 
     Parameters
     ----------
-    S : ndarray of shape (D, D)
-        Covariance with weight 1/n.
-    values : ndarray of shape (D,)
+    S : ndarray of shape (D, D) or None
+        Covariance with weight 1/n; None where it is too large to be held.
+    variances : ndarray of shape (D,)
+        Its diagonal.
+    values : ndarray of shape (M,)
         Eigenvalues, descending, at least 0.
-    axes : ndarray of shape (D, D)
+    axes : ndarray of shape (D, M)
         Eigenvectors in columns: PCA's components. In each, the entry of largest size is positive.
+    images : ndarray of shape (D, M)
+        S axes.
     """
 
-    S: Array
+    S: Array | None
+    variances: Array
     values: Array
     axes: Array
+    images: Array
 
     @classmethod
-    def of(cls, S: Array) -> Spectrum:
-        values, axes = np.linalg.eigh(S)
-        values, axes = np.maximum(values[::-1], 0.0), axes[:, ::-1]
-        signs = np.where(axes[np.abs(axes).argmax(0), range(len(S))] < 0, -1.0, 1.0)
-        return cls(S, values, axes * signs)
+    def of(cls, S: Array, n_axes: int | None = None) -> Spectrum:
+        """All of S, or its first axes: then a few cost much less."""
+        varied = np.flatnonzero(np.diag(S) > 0)
+        if n_axes is None or 4 * n_axes > len(varied):
+            values, axes = eigh(S, driver="evd", check_finite=False)
+            values, axes = values[::-1][:n_axes], axes[:, ::-1][:, :n_axes]
+        else:
+            some = S if len(varied) == len(S) else S[np.ix_(varied, varied)]
+            leading = (len(some) - n_axes, len(some) - 1)
+            values, found = eigh(some, subset_by_index=leading, check_finite=False)
+            axes = np.zeros((len(S), n_axes))
+            values, axes[varied] = values[::-1], found[:, ::-1]
+        values, axes = np.maximum(values, 0.0), axes * signs(axes)
+        return cls(S, np.diag(S), values, axes, axes * values)
+
+    def times(self, some: Array, *, spanned: bool = True) -> Array:
+        """S some, for vectors (D, M) that lie in the span of the axes, or for any others if S is held."""
+        if spanned:
+            return times(self.images, times(self.axes.T, some))
+        assert self.S is not None
+        return times(self.S, some)
+
+
+def times(A: Array, B: Array) -> Array:
+    """A B on the threads that the rest of a closed form runs on: those of two libraries slow each other down."""
+    result: Array = dgemm(1.0, B.T, A.T).T
+    return result
+
+
+def signs(axes: Array) -> Array:
+    """What makes the entry of largest size in each column positive."""
+    return np.where(axes[np.abs(axes).argmax(0), range(axes.shape[1])] < 0, -1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -118,8 +153,9 @@ def solve(spectrum: Spectrum, n_components: int, problem: Problem) -> tuple[Arra
     """
     coefficients = _coefficients(problem.objective)
     assert coefficients is not None
-    width = len(spectrum.S)
+    width = len(spectrum.variances)
     if isinstance(problem.corruption, Mask):
+        assert spectrum.S is not None
         W, V = _masked(spectrum.S, n_components, 1 - problem.corruption.p)
     else:
         noise = problem.corruption.scale**2 if isinstance(problem.corruption, Gaussian) else 0.0
@@ -134,6 +170,37 @@ def solve(spectrum: Spectrum, n_components: int, problem: Problem) -> tuple[Arra
         W = V.T
     spare = max(0, n_components - width)  # units beyond the columns have nothing left to do
     return np.pad(W, ((0, spare), (0, 0))), np.pad(V, ((0, 0), (0, spare)))
+
+
+def mean_squares(x: Array) -> Array:
+    """Mean over the rows of each column's square (D,)."""
+    result: Array = np.einsum("nd,nd->d", x, x) / len(x)
+    return result
+
+
+def column_errors(W: Array, V: Array, corruption: Any, spectrum: Spectrum, x: Array | None = None) -> Array:
+    """E (x_j - x̂_j)² for each column (D,), over all centred rows or over x (N, D), and over the corruption.
+
+    With q the share of cells that Mask keeps, s the spread that Gaussian adds and u_i = s² + q (1 - q) E x_i², it
+    is E (x_j - q (V W x)_j)² + Σ_i (V W)_ji² u_i.
+    """
+    keep = 1 - corruption.p if isinstance(corruption, Mask) else 1.0
+    noise = corruption.scale**2 if isinstance(corruption, Gaussian) else 0.0
+    if x is None:
+        squares, R = spectrum.variances, keep * spectrum.times(W.T, spanned=not isinstance(corruption, Mask))
+        missed = squares - 2 * (V * R).sum(1) + keep * (times(V, times(W, R)) * V).sum(1)
+    else:
+        left = x - keep * times(times(x, W.T), V.T)
+        squares, missed = mean_squares(x), mean_squares(left)
+    drawn = noise + keep * (1 - keep) * squares
+    result: Array = np.maximum(missed, 0.0)
+    return result + (times(V, times(W * drawn, W.T)) * V).sum(1) if drawn.any() else result
+
+
+def penalty(term: Any, W: Array, V: Array, problem: Problem) -> float:
+    """The value of L2 or Contractive, which is the same for every row."""
+    encoder, decoder = float((W**2).sum()), float((V**2).sum())
+    return encoder if isinstance(term, Contractive) else (encoder + (0.0 if problem.tied else decoder)) / 2
 
 
 def _masked(S: Array, n_components: int, keep: float) -> tuple[Array, Array]:

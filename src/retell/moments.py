@@ -1,0 +1,191 @@
+"""One pass over the rows: all that a scaling, a start and a closed form need to know of them.
+
+    n S = Σ_b [ Σ_{i in b} (x_i - m_b)(x_i - m_b)ᵀ + n_b (m_b - m)(m_b - m)ᵀ ]
+
+b are blocks of rows, m_b their means. Within a block products are exact to the digits of their type, sums over
+blocks are float64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.linalg.blas import dsyrk, ssyrk
+
+from retell.rows.arrays import check_finite
+from retell.rows.blocks import blocks, rows_a_block
+from retell.scaling import Scaling, robust_moments, without_rounding
+
+__all__ = ["Moments"]
+
+Array = npt.NDArray[Any]
+
+SQUARES = {"float32": (1e-30, 1e30), "float64": (1e-200, 1e200)}  # variances between which no product is lost
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What one pass has found.
+
+    Parameters
+    ----------
+    mean, spread : ndarray of shape (D,)
+        Of the seen cells, in the rows' own units.
+    low, high : ndarray of shape (D,)
+        The range of the seen cells; NaN where there are none or the range was not asked for.
+    S : ndarray of shape (D, D) or None
+        Covariance with weight 1/n; None if it was not asked for, where rows have holes, or squares overflow.
+    holes : bool
+    kept : ndarray of shape (M, D)
+        The rows that were asked for, as given.
+    """
+
+    mean: Array
+    spread: Array
+    low: Array
+    high: Array
+    S: Array | None
+    holes: bool
+    kept: Array
+
+    @classmethod
+    def of(
+        cls, rows: Array, keep: Array, names: Any = None, *, covariance: bool = True, extent: bool = True,
+        products: npt.DTypeLike = np.float64,
+    ) -> Moments:  # fmt: skip
+        """Read the rows once; three times more where they have holes, or values whose squares overflow.
+
+        Parameters
+        ----------
+        rows : ndarray of shape (N, D)
+            NaN where unseen.
+        keep : ndarray of shape (M,)
+            Numbers of rows to keep, ascending.
+        names : sequence of str, optional
+            The columns' names, for messages.
+        covariance, extent : bool
+            Whether S, and the range, are wanted.
+        products : dtype
+            float64, or float32: half the time, and S right to some 1e-8 of its largest eigenvalue.
+
+        Raises
+        ------
+        ValueError
+            If a cell is infinite.
+        """
+        width, holes, sound = rows.shape[1], False, True
+        sums = _Sums(width, products, covariance=covariance)
+        kept, low, high = np.empty((len(keep), width), rows.dtype), np.full(width, np.nan), np.full(width, np.nan)
+        for start, block in blocks(rows, rows_a_block(width) * 8 // np.dtype(products).itemsize):
+            sound = sound and sums.add(block)
+            if not sound:
+                check_finite(block, names, first=start)
+                holes = holes or bool(np.isnan(block).any())
+            if extent:
+                low, high = np.fmin(low, np.fmin.reduce(block, 0)), np.fmax(high, np.fmax.reduce(block, 0))
+            some = slice(*np.searchsorted(keep, [start, start + len(block)]))
+            kept[some] = block[keep[some] - start]
+        mean, spread, S = sums.moments() if sound else (*robust_moments(rows), None)
+        if sound and not sums.safe(spread):
+            mean, spread, S = *robust_moments(rows), None
+        return cls(mean, spread, low, high, S, holes, kept)
+
+    def scaled(self, rows: Array, scaling: Scaling) -> Array:
+        """The second moments (D, D) of the scaled rows about the scaling's centre; rows are read only without S."""
+        if self.S is None:
+            sums = _Sums(rows.shape[1])
+            for _, block in blocks(rows):
+                sums.add(scaling.to(block))
+            mean, _, S = sums.moments()
+            off = mean - scaling.centre
+        else:
+            alike = (scaling.factor == scaling.factor[0]).all()
+            S = self.S / (scaling.factor[0] ** 2 if alike else np.outer(scaling.factor, scaling.factor))
+            off = (self.mean - scaling.shift) / scaling.factor - scaling.centre
+        assert S is not None
+        return S + np.outer(off, off) if off.any() else S
+
+
+class _Sums:
+    """Sums of products, a block at a time.
+
+    Parameters
+    ----------
+    width : int
+        D.
+    products : dtype
+        float32 or float64.
+    covariance : bool, default=True
+        Whether products of different columns are wanted.
+    """
+
+    def __init__(self, width: int, products: npt.DTypeLike = np.float64, *, covariance: bool = True) -> None:
+        self.products, self.covariance = np.dtype(products), covariance
+        self.within = np.zeros((width, width) if covariance else width, order="F")
+        self.sizes: list[int] = []
+        self.means: list[Array] = []
+        self.about: list[Array] = []  # what was subtracted: the means, rounded
+        self.room = np.empty((0, width), products)
+        self.vanished = False
+
+    def add(self, block: Array) -> bool:
+        """Add rows (n, D); False, with sums that are of no use, if a value or a sum is not finite."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean = block.mean(0, dtype=float)
+            if not np.isfinite(mean).all():
+                return False
+            about = mean.astype(self.products)
+            if len(block) > len(self.room):
+                self.room = np.empty(block.shape, self.products)
+            x = np.subtract(block, about, out=self.room[: len(block)])
+            self._multiply(x)
+        still = np.flatnonzero((np.diag(self.within) if self.covariance else self.within) == 0)
+        self.vanished = self.vanished or bool(x.take(still, axis=1).any())
+        self.sizes.append(len(block))
+        self.means.append(mean)
+        self.about.append(about)
+        return True
+
+    def safe(self, spread: Array) -> bool:
+        """Whether no square has vanished or overflowed on the way to these standard deviations (D,)."""
+        means = np.array(self.means)
+        apart = np.abs(means - means[0]).max(0) > 1e-12 * np.abs(means[0])  # further than rounding
+        least, most = np.sqrt(SQUARES[self.products.name])
+        sound = np.where(spread == 0, ~apart, (spread > least) & (spread < most))
+        return bool(sound.all() and not self.vanished)
+
+    def moments(self) -> tuple[Array, Array, Array | None]:
+        """Mean and spread (D,), and the covariance (D, D) if there is one."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            return self._moments()
+
+    def _moments(self) -> tuple[Array, Array, Array | None]:
+        sizes = np.array(self.sizes, float)[:, None]
+        means, n = np.array(self.means), sizes.sum()
+        mean = means[0] + (sizes * (means - means[0])).sum(0) / n
+        between, rounded = np.sqrt(sizes) * (means - mean), np.sqrt(sizes) * (means - np.array(self.about))
+        if not self.covariance:
+            variance = (self.within + (between**2).sum(0) - (rounded**2).sum(0)) / n
+            return mean, without_rounding(mean, np.sqrt(np.maximum(variance, 0.0))), None
+        lower = self.within
+        for sign, some in ((1.0, between), (-1.0, rounded)):
+            if some.any():
+                lower = dsyrk(sign, some.T, beta=1.0, c=lower, lower=1)
+        S = lower + lower.T
+        S /= n
+        S[np.diag_indices_from(S)] /= 2
+        spread = without_rounding(mean, np.sqrt(np.maximum(np.diag(S), 0.0)))
+        constant = spread == 0
+        S[constant], S[:, constant] = 0.0, 0.0
+        return mean, spread, S
+
+    def _multiply(self, x: Array) -> None:
+        if not self.covariance:
+            self.within += np.einsum("nd,nd->d", x, x, dtype=float)
+        elif self.products == np.float64:
+            self.within = dsyrk(1.0, x.T, beta=1.0, c=self.within, overwrite_c=1, lower=1)
+        else:
+            self.within += ssyrk(1.0, x.T, lower=1)

@@ -1,0 +1,80 @@
+"""Rows of an array, some at a time; what a mapped file has brought into memory is given back."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["blocks", "in_memory", "release", "rows_a_block", "spaced", "take"]
+
+Array = npt.NDArray[Any]
+
+CELLS = 2**20
+SCATTERED = 1024  # rows of a mapped file taken at a time; each may bring in 64 kB
+
+
+def in_memory(rows: Array) -> bool:
+    """Whether rows are no view of a file."""
+    return _map(rows) is None
+
+
+def rows_a_block(width: int) -> int:
+    """How many rows of so many columns are handled at a time."""
+    return max(1, CELLS // width)
+
+
+def blocks(rows: Array, size: int | None = None) -> Iterator[tuple[int, Array]]:
+    """The number of a block's first row, and the block, a view that is good until the next one is asked for.
+
+    Parameters
+    ----------
+    rows : ndarray of shape (N, D)
+    size : int, optional
+        Rows a block; some 8 MB of float64 by default.
+    """
+    size = size or rows_a_block(rows.shape[1])
+    for start in range(0, len(rows), size):
+        block = rows[start : start + size]
+        yield start, block
+        release(block)
+
+
+def take(rows: Array, numbers: Array) -> Array:
+    """The rows with these numbers (M, D), a copy."""
+    if in_memory(rows):
+        return np.take(rows, numbers, axis=0)
+    some = np.empty((len(numbers), rows.shape[1]), rows.dtype)
+    for i in range(0, len(numbers), SCATTERED):
+        np.take(rows, numbers[i : i + SCATTERED], axis=0, out=some[i : i + SCATTERED], mode="clip")
+        release(rows)
+    return some
+
+
+def spaced(numbers: Array, most: int) -> Array:
+    """At most so many of the numbers, evenly spaced, the first among them."""
+    return numbers[:: -(-len(numbers) // most)] if len(numbers) else numbers
+
+
+def release(rows: Array) -> None:
+    """Give back the memory of rows that a file holds; what is read again is read from the file again."""
+    file = _map(rows)
+    if file is None or not rows.size or not rows.flags.c_contiguous:
+        return
+    start = rows.ctypes.data - np.frombuffer(file, np.uint8).ctypes.data
+    page = start // mmap.PAGESIZE * mmap.PAGESIZE
+    file.madvise(mmap.MADV_DONTNEED, page, start + rows.nbytes - page)
+
+
+def _map(rows: Any) -> mmap.mmap | None:
+    """The map of a file that an array is a view of, where nothing is lost when its pages are dropped."""
+    if not hasattr(mmap, "MADV_DONTNEED"):
+        return None
+    while isinstance(rows, np.ndarray):
+        if isinstance(rows, np.memmap) and rows.mode == "c":  # its pages hold what was written to them
+            return None
+        rows = rows.base
+    return rows if isinstance(rows, mmap.mmap) else None

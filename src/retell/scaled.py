@@ -1,0 +1,101 @@
+"""Rows in the scaled space, scaled when they are taken: never more of them than are looked at."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from retell.rows.blocks import blocks, in_memory, rows_a_block, take
+from retell.scaling import Scaling
+
+__all__ = ["Rows"]
+
+Array = npt.NDArray[Any]
+
+NEAR = 16.0  # |shift / factor| up to which float32 loses no more than a digit
+
+
+class Rows:
+    """x = (row - shift) / factor, NaN where unseen; index it as a tensor of shape (N, D).
+
+    Parameters
+    ----------
+    rows : ndarray of shape (M, D)
+        As given, float32 or float64, in memory or mapped from a file; not copied.
+    scaling : Scaling
+    like : Tensor
+        Its dtype and device are those of what is taken.
+    numbers : ndarray of shape (N,), optional
+        The rows that count, by number; all by default.
+    holed : bool, default=True
+        Whether cells may be unseen.
+    """
+
+    def __init__(
+        self, rows: Array, scaling: Scaling, like: Tensor, numbers: Array | None = None, *, holed: bool = True
+    ) -> None:
+        self.holed = holed
+        self.rows, self.scaling, self.numbers = rows, scaling, numbers
+        self.dtype, self.device = like.dtype, like.device
+        self.shape = (len(rows) if numbers is None else len(numbers), rows.shape[1])
+        single = rows.dtype == np.float32 and like.dtype == torch.float32 and _is_near(scaling)
+        self._work = torch.float32 if single else torch.float64
+        self._shift, self._factor = (torch.from_numpy(some).to(self._work) for some in (scaling.shift, scaling.factor))
+        self._inverse, self._offset = 1 / self._factor, -self._shift / self._factor
+        self._scales = bool((self._inverse != 1).any() or (self._offset != 0).any())
+        self._numbers = None if numbers is None else torch.from_numpy(numbers)
+        self._whole = _readable(rows) if in_memory(rows) else None
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Tensor | slice) -> Tensor:
+        """The rows (n, D) that a tensor of numbers or a slice names."""
+        if isinstance(index, slice):
+            index = torch.arange(*index.indices(len(self)))
+        index = index.cpu()
+        index = index if self._numbers is None else self._numbers[index]
+        if self._whole is None:
+            some = torch.from_numpy(take(self.rows, index.numpy()))
+        else:
+            some = self._whole.index_select(0, index)
+        return some.to(self._work).sub_(self._shift).div_(self._factor).to(self.device, self.dtype)
+
+    def take(self, index: Tensor, out: Tensor) -> None:
+        """The rows (n, D) that a tensor of numbers names, into memory of their size."""
+        if self._whole is None or self._whole.dtype != out.dtype or self._work != out.dtype:
+            out.copy_(self[index])
+        else:
+            index = index if self._numbers is None else self._numbers[index]
+            torch.index_select(self._whole, 0, index, out=out)
+            if self._scales:
+                torch.addcmul(self._offset, out, self._inverse, out=out)
+
+    def blocks(self, size: int | None = None) -> Iterator[Array]:
+        """All rows in order, float64 (n, D)."""
+        size = size or rows_a_block(self.shape[1])
+        if self.numbers is None:
+            for _, block in blocks(self.rows, size):
+                yield self.scaling.to(block)
+        else:
+            for i in range(0, len(self), size):
+                yield self.scaling.to(take(self.rows, self.numbers[i : i + size]))
+
+
+def _is_near(scaling: Scaling) -> bool:
+    """Whether float32 is enough to scale float32 rows."""
+    factor = scaling.factor
+    return bool((np.abs(scaling.shift) < NEAR * factor).all() and factor.min() > 1e-30 and factor.max() < 1e30)
+
+
+def _readable(rows: Array) -> Tensor:
+    """The rows as a tensor that shares their memory; nothing here writes to it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*not writable", category=UserWarning)
+        return torch.from_numpy(rows)

@@ -1,0 +1,260 @@
+"""Both ways through a net, written out as lists of calls on memory that is taken once.
+
+    a_l = W_l h_(l-1) + b_l,                h_l = s(a_l)
+    d_l = (W_(l+1)ᵀ d_(l+1)) ∘ s'(a_l),     ∂J/∂W_l = d_lᵀ h_(l-1),     ∂J/∂b_l = Σ_n d_l
+
+Small nets cost less to compute than to describe, so the description is made once: every call has its tensors
+bound, and a step only runs down the list. For the same reason a bias lies beside its matrix, and rows end in a
+one: the product adds the bias, and its backward pass sums d. Rows come and go in the codec's dtype; each
+layer's products are in that of its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from retell.networks import Affine, Net
+
+__all__ = ["SQUASHES", "Call", "Passes", "Place", "breadth", "with_ones"]
+
+aten = torch.ops.aten
+
+
+Call = Callable[[], Any]
+
+
+class Squash(NamedTuple):
+    """A hidden layer's activation and what it makes of a gradient, as calls in place."""
+
+    forward: Callable[[Tensor, Tensor], list[Call]]
+    """From a to h, which are one and the same unless `keeps`."""
+    backward: Callable[[Tensor, Tensor, Tensor], list[Call]]
+    """From d, a and h to d ∘ s'(a)."""
+    keeps: bool = False
+    """Whether the derivative needs a."""
+
+
+def _of_h(in_place: str, backward: Any, *threshold: float) -> Squash:
+    """An activation whose derivative is a function of h."""
+    return Squash(
+        lambda a, _h: [getattr(a, in_place)],
+        lambda d, _a, h: [partial(backward.grad_input, d, h, *threshold, grad_input=d)],
+    )
+
+
+def _of_a(forward: Any, backward: Any) -> Squash:
+    """An activation whose derivative is a function of a."""
+
+    def ahead(a: Tensor, h: Tensor) -> list[Call]:
+        dense = torch.empty_like(a)  # torch's float32 gelu writes as if its output had no gaps between rows
+        return [partial(forward.out, a, out=dense), partial(h.copy_, dense)]
+
+    return Squash(ahead, lambda d, a, _h: [partial(backward.grad_input, d, a, grad_input=d)], True)
+
+
+SQUASHES = {
+    "identity": Squash(lambda _a, _h: [], lambda _d, _a, _h: []),
+    "relu": _of_h("relu_", aten.threshold_backward, 0.0),
+    "tanh": _of_h("tanh_", aten.tanh_backward),
+    "sigmoid": _of_h("sigmoid_", aten.sigmoid_backward),
+    "gelu": _of_a(aten.gelu, aten.gelu_backward),
+    "silu": _of_a(aten.silu, aten.silu_backward),
+}
+
+
+class Place(NamedTuple):
+    """Where a matrix and perhaps its bias, its last column, or a bias alone is read and its gradient written."""
+
+    value: Tensor
+    gradient: Tensor
+
+
+def breadth(width: int, dtype: torch.dtype) -> int:
+    """Columns of rows that end in a one; in bfloat16 a multiple of 32, as its products like them."""
+    return width + 1 if dtype != torch.bfloat16 else -(-(width + 1) // 32) * 32
+
+
+def with_ones(n: int, width: int, like: Tensor, dtype: torch.dtype) -> Tensor:
+    """Memory for n rows, each of which ends in a one, and perhaps zeros."""
+    memory = torch.zeros(n, breadth(width, dtype), dtype=dtype, device=like.device)
+    memory[:, width] = 1
+    return memory
+
+
+class Passes:
+    """n rows through a net and their gradients back.
+
+    Parameters
+    ----------
+    net : Net
+    places : dict of int to Place
+        Of each parameter, by its id.
+    x : Tensor of shape (n, n_in + 1)
+        Where the rows will be, a one after each, as `with_ones` makes it.
+    adds : bool
+        Whether the matrices' gradients are added to what is there: those of the other net that shares them.
+    further : bool
+        Whether the gradient by x is wanted.
+    y, d : Tensor of shape (n, n_out), optional
+        Memory to use, in place of its own.
+
+    Attributes
+    ----------
+    y : Tensor of shape (n, n_out)
+        Written by `forward`.
+    d : Tensor of shape (n, n_out)
+        Where the gradient by y is to be put before `backward`.
+    back : Tensor of shape (n, n_in)
+        The gradient by x, written by `backward`.
+    """
+
+    def __init__(
+        self, net: Net, places: dict[int, Place], x: Tensor, *, adds: bool, further: bool, y: Tensor | None = None,
+        d: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        self.net, self.x, self.further, self.squash = net, x, further, SQUASHES[net.activation]
+        self.layers = [Layer(cast(Affine, layer), places, adds=adds) for layer in net.layers]
+        self.linear = None if net.linear is None else Layer(net.linear, places, adds=adds)
+        n_out = self.layers[-1].n_out
+        self.y = self._memory(n_out, x.dtype) if y is None else y
+        self.d = self._memory(n_out, x.dtype) if d is None else d
+        self.back = self._memory(self.layers[0].n_in, x.dtype)
+        self.calls = self._forward()
+        self.back_calls = self._backward()
+
+    def forward(self) -> Tensor:
+        """From x to y."""
+        for call in self.calls:
+            call()
+        return self.y
+
+    def backward(self) -> Tensor:
+        """From d to the parameters' gradients and `back`."""
+        for call in self.back_calls:
+            call()
+        return self.back
+
+    def _forward(self) -> list[Call]:
+        calls: list[Call] = []
+        h, last = self.x, self.y
+        if self.linear is not None:
+            n_in = self.layers[0].n_in
+            self.free, h = torch.empty_like(h[:, :n_in]), with_ones(len(h), n_in, h, h.dtype)
+            self.inside = h[:, :n_in]
+            calls += [
+                partial(torch.mul, self.x[:, :n_in], float(self.net.into), out=self.free),
+                partial(torch.clamp, self.free, self.net.low, self.net.high, out=self.inside),
+            ]
+        if self.linear is not None or self.layers[-1].dtype != self.x.dtype:
+            last = self._memory(self.layers[-1].n_out, self.layers[-1].dtype)
+        self.a, self.h, self.reads = [], [], []  # type: list[Tensor], list[Tensor], list[Tensor]
+        for layer in self.layers[:-1]:
+            self.reads.append(layer.reads(h, calls))
+            h = with_ones(len(self.x), layer.n_out, self.x, layer.dtype)
+            inner = h[:, : layer.n_out]
+            a = self._memory(layer.n_out, layer.dtype) if self.squash.keeps else inner
+            calls += layer.forward(self.reads[-1], a)
+            calls += self.squash.forward(a, inner)
+            self.a.append(a)
+            self.h.append(inner)
+        self.reads.append(self.layers[-1].reads(h, calls))
+        calls += self.layers[-1].forward(self.reads[-1], last)
+        if self.linear is not None:
+            calls += [*self.linear.forward(self.x, self.y), partial(self.y.add_, last, alpha=float(self.net.out))]
+        elif last is not self.y:
+            calls.append(partial(self.y.copy_, last))
+        return calls
+
+    def _backward(self) -> list[Call]:
+        calls: list[Call] = []
+        d = self.d
+        if self.linear is not None:
+            d = torch.empty_like(self.d)
+            calls.append(partial(torch.mul, self.d, float(self.net.out), out=d))
+        for i in range(len(self.layers) - 1, -1, -1):
+            layer = self.layers[i]
+            d = _cast(d, layer.dtype, calls)
+            calls += layer.backward(d, self.reads[i])
+            if i or self.further:
+                whole = i == 0 and self.linear is None and layer.dtype == self.x.dtype
+                into = self.back if whole else self._memory(layer.n_in, layer.dtype)
+                calls.append(partial(torch.mm, d, layer.value, out=into))
+                d = into
+            if i:
+                d = _cast(d, self.layers[i - 1].dtype, calls)
+                calls += self.squash.backward(d, self.a[i - 1], self.h[i - 1])
+        if self.linear is not None:
+            calls += self.linear.backward(self.d, self.x)
+        if self.linear is not None and self.further:
+            calls += [partial(torch.mm, self.d, self.linear.value, out=self.back), partial(self._unclamp, d)]
+        elif self.further and d is not self.back:
+            calls.append(partial(self.back.copy_, d))
+        return calls
+
+    def _unclamp(self, d: Tensor) -> None:
+        self.back.add_((self.free == self.inside) * d, alpha=float(self.net.into))
+
+    def _memory(self, width: int, dtype: torch.dtype) -> Tensor:
+        return torch.empty(len(self.x), width, dtype=dtype, device=self.x.device)
+
+
+class Layer:
+    """y = W x + b, its places at hand; a tied matrix is the transpose of another's place."""
+
+    def __init__(self, affine: Affine, places: dict[int, Place], *, adds: bool) -> None:
+        owner: Affine = affine if affine.own is not None else affine.tied_to  # type: ignore[assignment]  # set past Module
+        assert owner.own is not None
+        self.n_out, self.n_in = affine.weight.shape
+        self.adds, self.bias = adds, None
+        value, gradient = places[id(owner.own)]
+        n = owner.weight.shape[1]
+        self.dtype = value.dtype
+        self.value, self.gradient = value[:, :n], gradient[:, :n]
+        self.joined = affine is owner and affine.bias is not None
+        if self.joined:
+            self.block, self.block_gradient = value, gradient
+        elif affine is not owner:
+            self.value, self.gradient = self.value.T, self.gradient.T
+            self.bias = None if affine.bias is None else places[id(affine.bias)]
+
+    def reads(self, x: Tensor, calls: list[Call]) -> Tensor:
+        """x, or memory into which a further call copies it in this layer's dtype."""
+        if x.dtype == self.dtype:
+            return x
+        memory = with_ones(len(x), self.n_in, x, self.dtype)
+        calls.append(partial(memory[:, : self.n_in].copy_, x[:, : self.n_in]))
+        return memory
+
+    def forward(self, x: Tensor, y: Tensor) -> list[Call]:
+        """From x, each of whose rows ends in a one, to y (n, n_out)."""
+        if self.joined:
+            return [partial(torch.mm, x, self.block.T, out=y)]
+        product = partial(torch.mm, x[:, : self.n_in], self.value.T, out=y)
+        return [product] if self.bias is None else [product, partial(y.add_, self.bias.value)]
+
+    def backward(self, d: Tensor, x: Tensor) -> list[Call]:
+        """The parameters' gradients of d (n, n_out)."""
+        gradient, x = (self.block_gradient, x) if self.joined else (self.gradient, x[:, : self.n_in])
+        if not self.adds:
+            calls: list[Call] = [partial(torch.mm, d.T, x, out=gradient)]
+        else:  # to the matrix's; a bias has no other
+            calls = [self.block_gradient[:, self.n_in].zero_] if self.joined else []
+            calls.append(partial(gradient.addmm_, d.T, x))
+        if self.bias is not None:
+            into = self.bias.gradient
+            calls.append(partial(torch.sum, d, 0, dtype=into.dtype, out=into))
+        return calls
+
+
+def _cast(x: Tensor, dtype: torch.dtype, calls: list[Call]) -> Tensor:
+    """x, or memory into which a further call copies it in another dtype."""
+    if x.dtype == dtype:
+        return x
+    copy = x.to(dtype)
+    calls.append(partial(copy.copy_, x))
+    return copy

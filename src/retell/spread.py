@@ -1,0 +1,75 @@
+"""Blocks of rows shared among threads.
+
+A block is worked by one thread, and its products use no other thread: how several threads share a product is
+up to the moment, and on a busy machine they wait for each other far longer than a small product takes. Which
+thread works which block is up to the moment too, and changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Thread
+
+import torch
+
+__all__ = ["Work", "spread", "threads"]
+
+Work = Callable[[int, int], None]
+
+ENOUGH = 4  # blocks that repay the start of a thread
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """So many threads for each product, for as long as the block of code lasts."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def spread(start: Callable[[], Work], n_rows: int, size: int, *, alone: bool = False) -> None:
+    """Work all rows, `size` at a time, on as many threads as torch would use.
+
+    Parameters
+    ----------
+    start : callable
+        Called once by each thread; its answer is called with the first row of a block and the one after its
+        last. What it holds in memory belongs to that thread.
+    n_rows, size : int
+    alone : bool, default=False
+        Block after block in order, by one thread.
+
+    Raises
+    ------
+    Exception
+        What the first of the blocks that failed has raised.
+    """
+    firsts = iter(range(0, n_rows, size))
+    failed: list[tuple[int, BaseException]] = []
+
+    def run() -> None:
+        first = -1
+        try:
+            with torch.no_grad(), threads(1):
+                work = start()
+                for first in firsts:
+                    if failed:
+                        break
+                    work(first, min(first + size, n_rows))
+        except BaseException as error:
+            failed.append((first, error))
+
+    most = 1 if alone else min(torch.get_num_threads(), -(-n_rows // size) // ENOUGH)
+    with threads(torch.get_num_threads()):  # what a helper sets holds for threads that are born later
+        helpers = [Thread(target=run) for _ in range(most - 1)]
+        for helper in helpers:
+            helper.start()
+        run()
+        for helper in helpers:
+            helper.join()
+    if failed:
+        raise min(failed, key=lambda failure: failure[0])[1]

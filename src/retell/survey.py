@@ -1,0 +1,173 @@
+"""What the rows say before a fit: scaling, covariance, factors, and the rows that will judge."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from retell import auto
+from retell.corruptions import Mask
+from retell.factors import Factors
+from retell.metrics import explained_variance, share
+from retell.moments import Moments
+from retell.rows.arrays import check_support
+from retell.rows.blocks import blocks, in_memory, spaced, take
+from retell.scaled import Rows
+from retell.scaling import Scaling
+from retell.seeds import SKETCH, generator
+from retell.settings import Settings
+from retell.solvers.exact import Spectrum, mean_squares, times
+from retell.solvers.sketch import sketch
+
+__all__ = ["Survey", "enough", "survey"]
+
+Array = npt.NDArray[Any]
+
+MOST_FACTORS = 32  # a row's posterior is a matrix of as many rows and columns
+WIDE = 4096  # columns up to which their covariance is held
+LONG = 2**30  # products of two cells from which on float32 saves time that can be felt
+RESOLVED = 1e-2  # of the largest eigenvalue: what float32 products give to six digits
+
+
+def enough(width: int) -> int:
+    """How many rows of so many columns judge a fit, or start one."""
+    return min(8192, max(256, 2**22 // width))
+
+
+@dataclass
+class Survey:
+    """The rows, and what one look at them has found.
+
+    Parameters
+    ----------
+    rows : ndarray of shape (N, D)
+        As given, checked, NaN where unseen.
+    holes : bool
+    scaling : Scaling
+    spectrum : Spectrum
+        Of the scaled rows' covariance: the factors' where rows have holes.
+    factors : Factors
+        Completes rows.
+    judged : ndarray of shape (M,)
+        Numbers of the rows that judge: held out, or of all; evenly spaced if they are many.
+    kept : ndarray of shape (M, D)
+        Those rows, as given.
+    """
+
+    rows: Array
+    holes: bool
+    scaling: Scaling
+    spectrum: Spectrum
+    factors: Factors
+    judged: Array
+    kept: Array
+
+    @cached_property
+    def x_judged(self) -> Array:
+        """The rows that judge, scaled."""
+        return self.scaling.to(self.kept)
+
+    @cached_property
+    def variation(self) -> float:
+        """Σ (x - mean)² over the rows that judge, a row; where they have no holes."""
+        return float(mean_squares(self.x_judged - self.x_judged.mean(0)).sum())
+
+    def sample(self) -> Array:
+        """Evenly spaced rows of all, scaled, enough for a start."""
+        return _sample(self.rows, self.scaling)
+
+    def pca_score(self, n_units: int) -> float:
+        """R² on the rows that judge of PCA with so many components, fitted to all rows."""
+        axes, x, centre = self.spectrum.axes[:, :n_units], self.x_judged, self.scaling.centre
+        if self.holes:
+            return explained_variance(x, times(times(np.nan_to_num(x - centre), axes), axes.T) + centre)
+        off = x - centre
+        kept = times(off, axes)
+        return share(float(mean_squares(off).sum() - mean_squares(kept).sum()), self.variation)
+
+
+def survey(
+    rows: Array, settings: Settings, parts: Any, judged: Array, seed: int, names: Any = None, *,
+    settled: tuple[Scaling, Factors] | None = None,
+) -> Survey:  # fmt: skip
+    """Look at the rows.
+
+    Once, where they have no holes; once more if float32 products turn out to be too coarse, and four times more
+    for randomised axes where there are more than 4,096 columns.
+
+    Parameters
+    ----------
+    rows : ndarray of shape (N, D)
+        NaN where unseen.
+    settings : Settings
+    parts : Parts
+    judged : ndarray of shape (M,)
+        Numbers of the rows to keep, ascending.
+    seed : int
+        Of randomised axes.
+    names : sequence of str, optional
+        The columns' names, for messages.
+    settled : (Scaling, Factors), optional
+        What an earlier fit has settled.
+
+    Raises
+    ------
+    ValueError
+        If a cell is infinite or outside the loss's support.
+    """
+    given, width, loss = settings.n_components, rows.shape[1], parts.objective.loss
+    n_factors = max(1, min(given if isinstance(given, int) else MOST_FACTORS, MOST_FACTORS, width // 2))
+    share = isinstance(given, float)
+    n_axes = width if share else min(width, max(n_factors, auto.n_components(given, np.zeros(width))))
+    lean = width > WIDE and 8 * n_axes < width and not share and not isinstance(parts.corruption, Mask)
+    bounded = bool(np.isfinite(loss.support).any())
+    single = settings.precision != "float64" and _is_long(rows) and not lean
+    found = Moments.of(
+        rows, judged, names, covariance=not lean, extent=bounded, products=np.float32 if single else np.float64
+    )
+    if bounded and (np.nanmin(found.low, initial=np.inf) < loss.support[0] or
+                    np.nanmax(found.high, initial=-np.inf) > loss.support[1]):  # fmt: skip
+        for start, block in blocks(rows):
+            check_support(block, loss.support, loss, names, first=start)
+    scaling = Scaling.of(found.mean, found.spread, settings.scale, bounded=bounded) if settled is None else settled[0]
+    if found.holes:
+        factors = Factors.fit(_sample(rows, scaling) - scaling.centre, n_factors) if settled is None else settled[1]
+        return Survey(rows, True, scaling, Spectrum.of(factors.covariance), factors, judged, found.kept)
+    if lean:
+        x, draw = Rows(rows, scaling, torch.zeros((), dtype=torch.float64)), generator(seed, SKETCH)
+        spectrum = sketch(x, scaling.centre, (found.spread / scaling.factor) ** 2, n_axes, draw)
+    else:
+        spectrum = Spectrum.of(found.scaled(rows, scaling), n_axes)
+    if single and not _is_resolved(spectrum):
+        again = Moments.of(rows, judged[:0], names, extent=False)
+        spectrum = Spectrum.of(again.scaled(rows, scaling), n_axes)
+    factors = _factors(spectrum, n_factors) if settled is None else settled[1]
+    return Survey(rows, False, scaling, spectrum, factors, judged, found.kept)
+
+
+def _sample(rows: Array, scaling: Scaling) -> Array:
+    """Evenly spaced rows, scaled, enough for a start."""
+    return scaling.to(take(rows, spaced(np.arange(len(rows)), enough(rows.shape[1]))))
+
+
+def _is_long(rows: Array) -> bool:
+    """Whether products in float32 are worth it; rows in a file are read once, so there is no second try."""
+    return rows.dtype == np.float32 and in_memory(rows) and rows.size * rows.shape[1] >= LONG
+
+
+def _is_resolved(spectrum: Spectrum) -> bool:
+    """Whether all that is used of a spectrum is far above the rounding of float32 products."""
+    values = spectrum.values
+    return bool(min(values[-1], spectrum.variances.sum() - values.sum()) > RESOLVED * values[0])
+
+
+def _factors(spectrum: Spectrum, n_factors: int) -> Factors:
+    values, axes = spectrum.values[:n_factors], spectrum.axes[:, :n_factors]
+    if spectrum.S is None:
+        return Factors.from_axes(spectrum.variances, values, axes)
+    return Factors.from_covariance(spectrum.S, values, axes)

@@ -1,0 +1,400 @@
+"""The step with its gradient written out is that of `Descent`, which leaves it to autograd: law 11 of the house."""
+
+import math
+import random
+import re
+from copy import deepcopy
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.datasets import load_digits
+
+import retell.training
+from retell import MSE, Autoencoder, Codec, Objective, Part, Term, parse
+from retell.descend import Descent, Recipe
+from retell.grammar import vocabulary
+from retell.networks import ACTIVATIONS
+from retell.plan import Parts, build_codec
+from retell.seeds import generator
+from retell.settings import Settings
+from retell.solvers.dense import Dense, why_not
+from retell.start import fill_random
+
+N, D, K = 23, 9, 4
+DIGITS = load_digits().data / 16
+QUICK = {"n_components": 8, "batch_size": 64, "learning_rate_init": 2e-3, "random_state": 0}
+
+# --- random problems
+
+LEFT = {"JumpReLU", "Gated", "Sample", "L0", "GateL1", "GateMSE", "AuxK", "Nested", "ToNormal"}  # to autograd
+SQUASHES = ["Identity()", "ReLU()", "Sigmoid()", "Tanh()", "Softplus()", "TopK(2)", "BatchTopK(2)"]
+LOSSES = [
+    "MSE()", "MSE()", "Huber(0.5)", "BCE()", "Poisson()", "Hidden(MSE())", "Hidden(Huber(0.5))",
+    "Likelihood(Normal(0.5))", "Likelihood(Laplace(0.5))", "Likelihood(StudentT(3.0, 0.5))", "Likelihood(Bernoulli())",
+    "Likelihood(Poisson())",
+]  # fmt: skip
+PENALTIES = [
+    "L1()", "StudentT()", "StudentT(3.0, 0.5)", "L2()", "L1Weights()", "KL(0.2)", "Contractive()", "Prior(Normal(0.5))",
+    "Prior(Laplace(0.5))", "Prior(StudentT(2.0, 0.5))", "Prior(Exponential(0.5))", "Prior(Normal(1.0), on='weights')",
+    "Prior(StudentT(2.0, 0.5), on='weights')",
+]  # fmt: skip
+COEFFICIENTS = ["0.02", "0.3", "-0.01", "Warmup(0.2, 2)", "Cosine(0.3, 0.1, 3)"]
+CORRUPTIONS = [
+    "Nothing()", "Nothing()", "Nothing()", "Gaussian(0.3)", "Uniform(0.2, 0.5)", "Mask(0.3)", "Mask(0.3, emphasis=2.0)",
+    "Swap(0.3)", "SaltAndPepper(0.2)",
+]  # fmt: skip
+CONSTRAINTS = ["Free()", "UnitNorm()", "NonNegative()", "UnitRMS()"]
+TRIALS = 240
+
+
+class Problem(NamedTuple):
+    codec: Codec
+    recipe: Recipe
+    x: torch.Tensor
+    text: str
+
+
+def problem(trial):
+    """Parts that can work with each other, the plain mean squared error every fourth time, and rows for them."""
+    draw = random.Random(trial)
+    while True:
+        plain, holes = trial % 4 == 0, trial % 3 == 1
+        sum_ = [f"1.0 * {'MSE()' if plain else draw.choice(LOSSES)}"]
+        for _ in range(0 if plain else draw.randint(0, 3)):
+            sum_.append(f"{draw.choice(COEFFICIENTS)} * {draw.choice(PENALTIES)}")
+        corruption = "Nothing()" if plain else draw.choice(CORRUPTIONS)
+        texts = [" + ".join(sum_), corruption, draw.choice(SQUASHES), draw.choice(CONSTRAINTS)]
+        objective, *others = [parse(text) for text in texts]
+        objective = objective if isinstance(objective, Objective) else Objective(((1.0, objective),))
+        widths = draw.choice([(), (7,), (7, 5)])
+        outer = () if draw.random() < 0.2 else widths[::-1]
+        net = {"activation": draw.choice(list(ACTIVATIONS)), "tied": draw.random() < 0.4 and outer == widths[::-1],
+               "linear_path": draw.random() < 0.6}  # fmt: skip
+        try:
+            codec = build_codec(Settings(**net), Parts(objective, *others), D, K, (widths, outer), torch.float64)
+        except ValueError:
+            continue
+        corruption, _, constraint = others
+        recipe = Recipe(objective, corruption, constraint, N, 0.01, 1, 0.4, 10, 1e-4, 0.0)
+        if not why_not(codec, recipe):
+            return Problem(codec, recipe, fill(codec, objective, trial, holes=holes), f"{texts} {widths} {outer} {net}")
+
+
+def fill(codec, objective, trial, *, holes):
+    """Weights, biases and clips at random; rows in the loss's support."""
+    draw = torch.Generator().manual_seed(trial)
+    x = torch.rand(N, D, generator=draw, dtype=torch.float64)
+    x = (4 * x).floor() if objective.loss.support == (0.0, math.inf) else x
+    codec.centre = x.mean(0)
+    codec.n_rows.fill_(50)
+    fill_random(codec, objective.loss, draw)
+    for layer in codec.affines():
+        if layer.bias is not None:
+            layer.bias.data.normal_(generator=draw).mul_(0.3)
+    for net in (codec.encoder, codec.decoder):
+        if net.linear is not None:  # some cells are cut off on both sides
+            for name, value in {"low": -0.4, "high": 0.6, "into": 1.3, "out": 0.7}.items():
+                getattr(net, name).fill_(value)
+    if holes:
+        x[torch.rand(N, D, generator=draw) < 0.2] = float("nan")
+        x[3] = float("nan")
+    return x
+
+
+def words(text):
+    return set(re.findall(r"\w+(?=\()", text))
+
+
+def test_every_part_is_drawn():
+    problems = [problem(trial) for trial in range(TRIALS)]
+    drawn = set().union(*(words(p.text) for p in problems))
+    assert drawn | LEFT == set(vocabulary())
+    assert not drawn & LEFT
+    for some in ("'tied': True", "'linear_path': True", "(7, 5) ()", *(f"'{name}'" for name in ACTIVATIONS)):
+        assert sum(some in p.text for p in problems) >= 10, some
+    default = [p for p in problems if "gelu" in p.text and "'linear_path': True" in p.text and p.codec.encoder.deep]
+    assert len(default) >= 5
+    plain = [p for p in problems if Dense(p.codec, p.recipe, 0).alone and not p.x.isnan().any()]
+    assert len(plain) >= 20
+    assert any(p.codec.tied for p in plain)
+    assert any(p.x.isnan().any() for p in problems)
+
+
+@pytest.mark.parametrize("first", range(0, TRIALS, 24))
+def test_three_steps_are_those_of_autograd(first):
+    """In float64: every gradient, value and parameter, whatever the number of rows."""
+    for trial in range(first, first + 24):
+        codec, recipe, x, text = problem(trial)
+        slow, fast = Descent(deepcopy(codec), recipe, 0), Dense(codec, recipe, 0)
+        slow.codec.train()
+        fast.codec.train()
+        fast.holed = bool(x.isnan().any())
+        for step, rows in enumerate((x, x[:-4], x)):
+            expected, got = (each.one_step(rows, generator(trial, step), 0.01) for each in (slow, fast))
+            expected, got = torch.stack(expected), torch.stack(got)
+            assert_close(got, expected, expected.abs().max(), text)
+            gradients = {name: p.grad for name, p in slow.parameters.items()}
+            largest = max(gradient.abs().max() for gradient in gradients.values())
+            assert fast.parameters.keys() == gradients.keys()
+            for name, gradient in gradients.items():
+                assert_close(fast.parameters[name].grad, gradient, largest, f"{text}: {name}, step {step}")
+            for name, value in slow.codec.state_dict().items():
+                assert_close(fast.codec.state_dict()[name], value, 1.0, f"{text}: {name}, step {step}")
+            assert slow.step == fast.step
+
+
+def assert_close(one, other, size, text):
+    off = float((one - other).abs().max() / size)
+    assert off <= 1e-10, f"{off:.2g} {text}"
+
+
+def test_rows_with_and_without_holes_may_take_turns():
+    """The mean squared error has a way of its own where no cell is unseen."""
+    codec, recipe, x, _ = problem(8)
+    slow, fast = Descent(deepcopy(codec), recipe, 0), Dense(codec, recipe, 0)
+    assert fast.alone
+    assert not x.isnan().any()
+    holed = x.masked_fill(torch.rand(N, D, generator=torch.Generator().manual_seed(0)) < 0.2, float("nan"))
+    for rows in (holed, x, holed, x):
+        assert fast.one_epoch(rows, constant_rate=True) == pytest.approx(slow.one_epoch(rows, constant_rate=True))
+        for name, value in slow.codec.state_dict().items():
+            assert_close(fast.codec.state_dict()[name], value, 1.0, name)
+
+
+# --- whole fits
+
+FITS = {
+    "plain": {},
+    "linear": {"hidden_layer_sizes": ()},
+    "tied": {"tied": True, "activation": "tanh"},
+    "no linear path": {"linear_path": False, "activation": "silu", "constraint": "Free()"},
+    "sigmoid": {"code_activation": "Sigmoid()", "objective": "BCE() + 0.01 * KL(0.1)"},
+    "unit norm": {"objective": "MSE() + 0.001 * L1()", "constraint": "UnitNorm()", "corruption": "Mask(0.2)"},
+    "unit rms": {"objective": "Huber() + Warmup(0.001, 20) * StudentT()", "constraint": "UnitRMS()"},
+    "contractive": {"hidden_layer_sizes": (), "code_activation": "Softplus()",
+                    "objective": "MSE() + 0.01 * Contractive()", "constraint": "NonNegative()"},
+    "prior": {"objective": "Likelihood(Normal(0.3)) + Prior(Normal(1.0)) + Prior(Normal(1.0), on='weights')"},
+    "top k": {"code_activation": "TopK(3)", "n_components": 24, "hidden_layer_sizes": ()},
+}  # fmt: skip
+
+
+def make(**settings):
+    return Autoencoder(**{**QUICK, "hidden_layer_sizes": (24,), "max_iter": 4, "solver": "dense", **settings})
+
+
+@pytest.mark.parametrize("holes", [False, True])
+@pytest.mark.parametrize("name", FITS)
+def test_fits_end_where_those_of_descend_do(name, holes):
+    X = DIGITS[:600].copy()
+    if holes:
+        X[np.random.default_rng(0).random(X.shape) < 0.1] = np.nan
+    fast, slow = (make(**FITS[name], solver=solver).fit(X) for solver in ("dense", "descend"))
+    assert (fast.solver_, slow.solver_) == ("dense", "descend")
+    assert fast.best_loss_ == pytest.approx(slow.best_loss_, rel=1e-4)
+    assert fast.loss_curve_ == pytest.approx(slow.loss_curve_, rel=1e-4)
+    assert fast.loss_curve_[-1] < fast.loss_curve_[0]
+
+
+# --- what is left to autograd
+
+
+class Spread(Term):
+    """Ω = Σ_k (rms(h_k) - target)²"""
+
+    target: float = 1.0
+
+    def __call__(self, p):
+        return (p.h.square().mean(0).sqrt() - self.target).square().sum()
+
+
+class Root(Part):
+    """h = sign(a) √|a|"""
+
+    letter = "σ"
+    range = (-math.inf, math.inf)
+    sparse = False
+
+    def __call__(self, a):
+        return a.sign() * (a.abs() + 1e-3).sqrt()
+
+
+@pytest.mark.parametrize(
+    ("part", "settings"),
+    [
+        ("JumpReLU()", {"code_activation": "JumpReLU()", "objective": "MSE() + 0.001 * L0()"}),
+        ("Gated()", {"code_activation": "Gated()", "objective": "MSE() + 0.01 * GateL1() + GateMSE()"}),
+        ("Sample()", {"code_activation": "Sample()", "objective": "Likelihood(Normal(0.5)) + ToNormal()"}),
+        ("Nested(MSE(), (2,))", {"objective": "Nested(MSE(), (2,))"}),
+        ("AuxK(k=4, rows=200)", {"code_activation": "TopK(3)", "objective": "MSE() + 0.1 * AuxK(4, 200)"}),
+        ("Likelihood(Normal())", {"objective": "Likelihood(Normal())"}),
+        ("Contractive(method='projection')", {"objective": "MSE() + 0.1 * Contractive(method='projection')"}),
+        ("Contractive(of='reconstruction')", {"objective": "MSE() + 0.1 * Contractive('reconstruction')"}),
+        ("Contractive()", {"objective": "MSE() + 0.1 * Contractive()", "corruption": "Mask(0.2)"}),
+        ("Contractive()", {"objective": "MSE() + 0.1 * Contractive()", "constraint": "UnitRMS()"}),
+        ("Contractive()", {"objective": "MSE() + 0.1 * Contractive()", "hidden_layer_sizes": (8,)}),
+        ("KL()", {"objective": "MSE() + 0.1 * KL()", "constraint": "UnitRMS()", "code_activation": "Sigmoid()"}),
+        ("Spread(target=0.5)", {"objective": MSE() + 0.1 * Spread(0.5)}),
+        ("Root()", {"code_activation": Root()}),
+    ],
+    ids=lambda given: given if isinstance(given, str) else "",
+)
+def test_what_is_not_written_out_falls_to_autograd(part, settings):
+    model = make(**{"hidden_layer_sizes": (), "max_iter": 1, "start": "random", **settings})
+    assert clone(model).set_params(solver="auto").fit(DIGITS[:200]).solver_ == "descend"
+    with pytest.raises(ValueError, match=rf"solver='dense' can't be used.*{re.escape(part)}.*'auto' or 'descend'"):
+        model.fit(DIGITS[:200])
+
+
+class MeanUnit(Part):
+    """mean_n |h_k| = 1 for every code unit, in the penalties' eyes"""
+
+    letter = "Π"
+    on_dictionary = False
+
+    def project(self, dictionary):
+        pass
+
+    def tangent(self, dictionary, gradient):
+        pass
+
+    def unit(self, h):
+        return h.abs().mean(0) + 1e-3
+
+
+class GELU(Part):
+    """h = a Φ(a)"""
+
+    letter = "σ"
+    range = (-math.inf, math.inf)
+    sparse = False
+    elementwise = True
+
+    def __call__(self, a):
+        return torch.nn.functional.gelu(a)
+
+    def pull(self, d, a, h):
+        return torch.ops.aten.gelu_backward(d, a)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"objective": "MSE() + 0.1 * L1()", "constraint": MeanUnit()},
+        {"code_activation": GELU()},
+        {"code_activation": GELU(), "objective": "MSE() + 0.1 * Contractive()"},
+    ],
+    ids=["a unit", "a name of torch's", "no bend"],
+)
+def test_parts_of_ones_own_have_their_own_gradient(settings):
+    """Whether it is written out or not."""
+    auto, slow = (make(**settings, hidden_layer_sizes=(), start="random", solver=solver).fit(DIGITS[:300])
+                  for solver in ("auto", "descend"))  # fmt: skip
+    assert auto.loss_curve_ == pytest.approx(slow.loss_curve_, rel=1e-4)
+
+
+# --- bfloat16
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"tied": True, "linear_path": False}, {"code_activation": "ReLU()", "corruption": "Mask(0.2)"}],
+    ids=str,
+)
+def test_products_in_bfloat16_do_not_cost_the_fit(settings):
+    exactly, rounded = (make(hidden_layer_sizes=(512,), precision=precision, **settings).fit(DIGITS)
+                        for precision in ("float32", "bfloat16"))  # fmt: skip
+    assert rounded.loss_curve_ != exactly.loss_curve_, "nothing was rounded"
+    assert rounded.best_loss_ == pytest.approx(exactly.best_loss_, rel=5e-3)
+    assert {value.dtype for value in rounded.codec_.state_dict().values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("settings", [{"solver": "descend"}, {"solver": "exact", "hidden_layer_sizes": ()}], ids=str)
+def test_bfloat16_is_for_written_out_products(settings):
+    model = make(precision="bfloat16", **settings)
+    with pytest.raises(ValueError, match=rf"bfloat16.*solver='dense'.*{settings['solver']!r}.*precision='auto'"):
+        model.fit(DIGITS[:200])
+
+
+# --- a fit leaves nothing behind
+
+
+def numbers(model):
+    return {name: value.clone() for name, value in model.codec_.state_dict().items()}
+
+
+@pytest.mark.parametrize("name", ["plain", "tied", "top k", "bfloat16"])
+@pytest.mark.parametrize("holes", [False, True])
+def test_interrupted_and_resumed_it_ends_in_the_same_bits(name, holes, tmp_path, monkeypatch):
+    monkeypatch.setattr(retell.training, "EVERY", 0.0)
+    X = DIGITS[:300].copy()
+    X[5, 5:9] = np.nan if holes else 0.0
+    model = make(**FITS.get(name, {"hidden_layer_sizes": (512,), "precision": "bfloat16"}))
+    whole = clone(model).fit(X)
+    for epoch in model.fit_epochs(X, checkpoint=tmp_path / "state"):
+        if epoch.number == 2:
+            break
+    resumed = clone(model).fit(X, checkpoint=tmp_path / "state")
+    assert resumed.solver_ == "dense"
+    assert resumed.n_iter_ == whole.n_iter_ == 4
+    assert resumed.history_ == whole.history_
+    for name, value in numbers(whole).items():
+        assert torch.equal(resumed.codec_.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"tied": True}, {"hidden_layer_sizes": (512,), "precision": "bfloat16"}], ids=str
+)
+def test_parameters_are_let_go(settings):
+    """Each has memory of its own, as much as it needs, and no gradient."""
+    model = make(**{**settings, "max_iter": 1}).fit(DIGITS[:200])
+    parameters = list(model.codec_.parameters())
+    assert len({p.untyped_storage().data_ptr() for p in parameters}) == len(parameters)
+    assert all(p.untyped_storage().nbytes() == p.numel() * p.element_size() for p in parameters)
+    assert all(p.grad is None for p in parameters)
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("widths", [(8,), (1024,)])
+@pytest.mark.parametrize("fails", [False, True])
+def test_threads_are_as_before(widths, fails, monkeypatch):
+    """Small products have one; whatever happens, what was set stays."""
+    seen, step = set(), Dense.one_step
+
+    def watched(self, *args):
+        seen.add(torch.get_num_threads())
+        if fails:
+            raise KeyboardInterrupt
+        return step(self, *args)
+
+    monkeypatch.setattr(Dense, "one_step", watched)
+    model = make(hidden_layer_sizes=widths, max_iter=1)
+    if fails:
+        with pytest.raises(KeyboardInterrupt):
+            model.fit(DIGITS[:200])
+    else:
+        model.fit(DIGITS[:200])
+    assert seen == {1 if widths == (8,) else 2}
+    assert torch.get_num_threads() == 2
+
+
+def test_verbose_names_the_solver_and_why(capsys):
+    for settings, why in (
+        ({}, "solver dense: the net has hidden layers"),
+        (
+            {"objective": "Nested(MSE(), (2,))"},
+            "solver descend: the derivative of Nested(MSE(), (2,)) is left to autograd",
+        ),
+    ):
+        make(verbose=1, max_iter=1, **{"solver": "auto", **settings}).fit(DIGITS[:200])
+        assert why in capsys.readouterr().err

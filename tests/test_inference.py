@@ -1,0 +1,244 @@
+"""Rows through a fitted model: in blocks, on several threads, from and to files, in constant memory."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from retell import Autoencoder
+from retell.codec import Codec
+from retell.inference import Inference
+from retell.networks import mirror, mlp
+from retell.seeds import generator
+from retell.spread import spread
+
+D, K = 20, 3
+SETTINGS = {
+    "default": {"hidden_layer_sizes": (12,)},
+    "plain": {"hidden_layer_sizes": (12,), "activation": "relu", "code_activation": "ReLU()", "linear_path": False},
+    "exact": {"hidden_layer_sizes": ()},
+    "top-k": {"n_components": 8, "code_activation": "TopK(2)"},
+}
+
+
+@pytest.fixture(scope="module")
+def rows():
+    draw = np.random.RandomState(0)
+    return draw.randn(40_000, 4) @ draw.randn(4, D) + 0.1 * draw.randn(40_000, D) + 10 * draw.randn(D)
+
+
+@pytest.fixture(scope="module", params=SETTINGS)
+def model(request, rows):
+    return Autoencoder(**{"n_components": K, "max_iter": 2, "random_state": 0, **SETTINGS[request.param]}).fit(
+        rows[:400]
+    )
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def holed(rows):
+    return np.where(np.random.RandomState(1).rand(*rows.shape) < 0.1, np.nan, rows)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("holes", [False, True])
+def test_many_rows_have_the_bits_of_few(model, rows, two_threads, dtype, holes):
+    x = (holed(rows) if holes else rows).astype(dtype)
+    for method in (model.transform, model.reconstruct, model.score_samples):
+        many = method(x)
+        assert np.isfinite(many).all()
+        for part in (slice(0, 1), slice(39_990, None), slice(8_191, 8_194), slice(20_000, 21_003)):
+            assert method(x[part]).tobytes() == many[part].tobytes()
+
+
+def test_thread_counts_do_not_change_bits(model, rows, two_threads):
+    first = model.transform(rows)
+    torch.set_num_threads(1)
+    assert model.transform(rows).tobytes() == first.tobytes()
+
+
+def test_codes_are_those_of_the_codec(model, rows):
+    x = torch.from_numpy(model.scaling_.to(rows[:500])).to(model.codec_.centre.dtype)
+    with torch.no_grad():
+        expected = model.codec_.encode(x).numpy()
+    for dtype in (np.float32, np.float64):
+        h = model.transform(rows[:500].astype(dtype))
+        assert h.dtype == dtype
+        np.testing.assert_allclose(h, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("linear_path", [False, True])
+@pytest.mark.parametrize(
+    ("shift", "factor"),
+    [(0.0, 1.0), (1e6, 1.0), (0.0, 1e12), (1e-200, 1e-200), (1e250, 1e250)],
+    ids=["plain", "far", "large", "tiny", "huge"],
+)
+def test_scaling_inside_the_matrices_is_scaling(linear_path, shift, factor):
+    f = mlp([D, 12, K], "gelu", linear_path=linear_path)
+    codec = Codec(f, lambda a: a, mirror(f), torch.zeros(D)).double()
+    draw = generator(0)
+    with torch.no_grad():
+        for value in (*codec.parameters(), codec.centre):
+            value.normal_(generator=draw)
+        if linear_path:
+            for name, value in {"low": -1.0, "high": 0.8, "into": 0.7, "out": 1.9}.items():
+                getattr(f, name).fill_(value)
+    x = holed(np.random.RandomState(0).randn(100, D))
+    own = x * factor + shift
+    x = (own - shift) / factor  # with the rounding that rows in their own units have
+    with torch.no_grad():
+        expected = codec.encode(torch.from_numpy(x)).numpy()
+    whole = np.full(D, shift), np.full(D, factor)
+    np.testing.assert_allclose(Inference(codec, *whole).encode(own), expected, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(Inference(codec.float(), *whole).encode(own), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["transform", "reconstruct", "inverse_transform"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_out_is_written_and_given_back(model, rows, method, dtype, tmp_path):
+    given = model.transform(rows) if method == "inverse_transform" else rows
+    expected = getattr(model, method)(given)
+    shape = expected.shape
+    for out in (np.empty(shape, dtype), np.lib.format.open_memmap(tmp_path / "out.npy", "w+", dtype, shape)):
+        assert getattr(model, method)(given, out=out) is out
+        assert out.tobytes() == expected.astype(dtype).tobytes()
+    del out
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), expected.astype(dtype))
+
+
+def test_out_that_does_not_fit_is_refused(model, rows):
+    shape = (50, model.n_components_)
+    locked = np.empty(shape)
+    locked.flags.writeable = False
+    for out in (np.empty((49, shape[1])), np.empty(shape, int), locked, [1.0], "codes.npy"):
+        with pytest.raises(ValueError, match=r"out must be a writeable array .* of shape \(50, \d\), got"):
+            model.transform(rows[:50], out=out)
+
+
+@pytest.mark.parametrize("method", ["transform", "reconstruct", "score", "score_samples"])
+@pytest.mark.parametrize("value", [np.inf, -np.inf])
+def test_the_first_infinity_is_named(model, rows, two_threads, method, value):
+    x = rows.copy()
+    x[31_234, 7] = x[17_001, 5] = x[39_999, 0] = value
+    before = threading.active_count()
+    with pytest.raises(ValueError, match="row 17001, column 5"):
+        getattr(model, method)(x)
+    assert threading.active_count() == before
+    assert torch.get_num_threads() == 2
+
+
+def test_the_first_bad_code_is_named(model, rows):
+    h = model.transform(rows)
+    h[20_001, 1] = np.inf
+    with pytest.raises(ValueError, match=r"H has an infinite value .* row 20001, column 1"):
+        model.inverse_transform(h)
+    h[11_111, 2] = np.nan
+    with pytest.raises(ValueError, match="NaN"):
+        model.inverse_transform(h)
+
+
+def test_every_block_is_worked_once_and_the_first_failure_is_raised(two_threads):
+    seen = np.zeros(1000, int)
+
+    def count(i, j):
+        seen[i:j] += 1
+
+    spread(lambda: count, 1000, 7)
+    assert (seen == 1).all()
+
+    def fail(i, j):
+        if i >= 210:
+            raise ValueError(f"block {i}")
+
+    for _ in range(20):
+        with pytest.raises(ValueError, match=r"^block 210$"):
+            spread(lambda: fail, 1000, 7)
+    assert torch.get_num_threads() == 2
+
+
+def test_threads_do_not_linger(model, rows, two_threads):
+    before = threading.active_count()
+    model.transform(rows)
+    assert threading.active_count() == before
+    counts = []
+    late = threading.Thread(target=lambda: counts.append(torch.get_num_threads()))
+    late.start()
+    late.join()
+    assert (torch.get_num_threads(), counts) == (2, [2])
+
+
+def test_a_model_may_be_used_by_several_threads(model, rows):
+    expected = model.transform(rows)
+    found = [None] * 4
+
+    def use(i):
+        found[i] = model.transform(rows[i::4])
+
+    users = [threading.Thread(target=use, args=(i,)) for i in range(4)]
+    for user in users:
+        user.start()
+    for user in users:
+        user.join()
+    for i in range(4):
+        assert found[i].tobytes() == expected[i::4].tobytes()
+
+
+def test_rows_are_left_as_they_are(model, rows):
+    x = holed(rows[:3000])
+    before = x.tobytes()
+    x.flags.writeable = False
+    model.transform(x)
+    model.score_samples(x)
+    assert x.tobytes() == before
+
+
+MEMORY = """
+import resource, sys
+import numpy as np
+from retell import load
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+model = load("model")
+x = np.load("x.npy", mmap_mode="r")
+model.transform(x[:20_000])
+model.score_samples(x[:20_000])
+before = peak()
+codes = np.lib.format.open_memmap("codes.npy", "w+", x.dtype, (len(x), model.n_components_))
+model.transform(x, out=codes)
+print(peak() - before)
+rows = np.lib.format.open_memmap("rows.npy", "w+", x.dtype, x.shape)
+model.inverse_transform(codes, out=rows)
+print(peak() - before)
+assert np.isfinite(model.score_samples(x)).all()
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kB on Linux")
+def test_files_larger_than_they_may_be_in_memory(tmp_path):
+    model = Autoencoder(16, hidden_layer_sizes=(32,), max_iter=1, random_state=0).fit(load_digits().data)
+    model.save(tmp_path / "model")
+    x = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.float32, (600_000, 64))
+    for i in range(0, len(x), 20_000):
+        x[i : i + 20_000] = np.random.RandomState(i).rand(20_000, 64)
+    del x
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "2"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    added = [float(line) for line in done.stdout.split()]
+    assert max(added) < 40, f"{added} MB beside 150 MB of rows, 40 MB of codes and 150 MB of reconstructions"

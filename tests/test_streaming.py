@@ -1,0 +1,280 @@
+"""Rows that are read once, a block at a time: from memory or from a file, into the same model."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from sklearn.decomposition import PCA
+
+import retell.moments
+import retell.rows.blocks
+from retell import Autoencoder
+from retell.moments import Moments
+from retell.rows.blocks import blocks, release, take
+from retell.scaled import Rows
+from retell.scaling import Scaling
+from retell.solvers.exact import Spectrum
+from retell.solvers.sketch import sketch
+
+LINEAR = {"hidden_layer_sizes": (), "random_state": 0}
+
+
+def draw(n=3000, d=12, seed=0, dtype=np.float64):
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=(n, d)) * np.linspace(3, 1, d) @ np.linalg.qr(rng.normal(size=(d, d)))[0] + rng.normal(
+        size=d
+    )
+    return rows.astype(dtype)
+
+
+def mapped(folder, rows, mode="r"):
+    np.save(folder / "rows.npy", rows)
+    return np.load(folder / "rows.npy", mmap_mode=mode)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Blocks of a hundred rows or so, so that few rows are many blocks."""
+    monkeypatch.setattr(retell.rows.blocks, "CELLS", 1200)
+
+
+# --- moments
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_moments_are_numpys(small_blocks, dtype):
+    rows = draw(dtype=dtype)
+    rows[:, 3] = 7.0
+    rows[:, 5] = np.sort(rows[:, 5]) * 50  # blocks whose means lie far apart
+    keep = np.array([0, 99, 100, 1234, 2999])
+    found = Moments.of(rows, keep)
+    exact = rows.astype(np.float64)
+    np.testing.assert_allclose(found.mean, exact.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(found.spread, exact.std(0), rtol=1e-11)
+    np.testing.assert_allclose(found.S, np.cov(exact.T, bias=True), rtol=1e-10, atol=1e-12)
+    np.testing.assert_array_equal(found.kept, rows[keep])
+    np.testing.assert_array_equal([found.low, found.high], [rows.min(0), rows.max(0)])
+    assert found.spread[3] == 0
+    assert not found.holes
+
+
+def test_products_in_float32_are_right_to_their_digits(small_blocks):
+    rows = draw(dtype=np.float32) + np.float32(3)
+    rows[:, 5] = np.sort(rows[:, 5]) * 50
+    found, exact = (Moments.of(rows, np.arange(0), products=p) for p in (np.float32, np.float64))
+    scale = np.outer(exact.spread, exact.spread)
+    assert 0 < np.abs((found.S - exact.S) / scale).max() < 2e-6
+
+
+@pytest.mark.parametrize("power", [-310, -200, -30, 30, 150, 300])
+def test_moments_of_extreme_values(small_blocks, power):
+    rows = draw() * 10.0**power
+    found = Moments.of(rows, np.arange(0))
+    with np.errstate(all="ignore"):
+        scaling = Scaling(found.mean, found.spread, np.zeros(12))
+    expected = np.corrcoef(draw().T)
+    tolerance = 1e-4 if power == -310 else 1e-9  # subnormal numbers have few digits
+    np.testing.assert_allclose(found.scaled(rows, scaling), expected, atol=tolerance)
+
+
+def test_moments_of_rows_with_holes_are_those_of_the_seen_cells(small_blocks):
+    rows = np.where(np.random.default_rng(1).random((3000, 12)) < 0.1, np.nan, draw())
+    rows[:500] = draw()[:500]  # the first blocks have none
+    found = Moments.of(rows, np.arange(0))
+    assert found.holes
+    assert found.S is None
+    np.testing.assert_allclose(found.mean, np.nanmean(rows, 0), rtol=1e-11)
+    np.testing.assert_allclose(found.spread, np.nanstd(rows, 0), rtol=1e-11)
+    np.testing.assert_array_equal([found.low, found.high], [np.nanmin(rows, 0), np.nanmax(rows, 0)])
+
+
+@pytest.mark.parametrize(("steep", "passes"), [(False, 1), (True, 2)])
+def test_float32_products_are_taken_only_where_the_spectrum_allows(monkeypatch, steep, passes):
+    rows = draw(dtype=np.float32)
+    rows = (rows[:, :3] @ rows[:3, :3] @ rows[:3] + 1e-4 * rows).astype(np.float32) if steep else rows
+    types, real = [], Moments.of.__func__
+    monkeypatch.setattr("retell.survey.LONG", 1)
+    monkeypatch.setattr(
+        Moments, "of", classmethod(lambda cls, *a, **k: types.append(k.get("products")) or real(cls, *a, **k))
+    )
+    model = Autoencoder(5, scale=None, **LINEAR).fit(rows)
+    assert len(types) == passes
+    assert types[0] == np.float32
+    expected = PCA(5).fit(rows.astype(np.float64))
+    x = rows.astype(np.float64) - expected.mean_
+    errors = [((x - x @ V.T @ V) ** 2).sum() for V in (model.components_, expected.components_)]
+    assert errors[0] == pytest.approx(errors[1], rel=1e-6)
+
+
+def test_few_axes_are_those_of_the_whole_decomposition():
+    S = np.cov(draw(500, 60).T, bias=True)
+    S[7], S[:, 7] = 0.0, 0.0
+    whole, few = Spectrum.of(S), Spectrum.of(S, 5)
+    np.testing.assert_allclose(few.values, whole.values[:5], rtol=1e-12)
+    np.testing.assert_allclose(few.axes, whole.axes[:, :5], atol=1e-10)
+    np.testing.assert_allclose(few.times(few.axes @ np.eye(5, 2)), S @ few.axes[:, :2], atol=1e-10)
+
+
+# --- rows, scaled when they are taken
+
+
+@pytest.mark.parametrize("given", [np.float32, np.float64])
+@pytest.mark.parametrize("wanted", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shift", [0.0, 5.0, 1e7])
+@pytest.mark.parametrize("file", [False, True])
+def test_rows_are_the_scaled_rows(tmp_path, given, wanted, shift, file):
+    rows = (draw(2500) + shift).astype(given)
+    rows[3, 4] = np.nan
+    scaling = Scaling.fit(rows, "standard")
+    held = mapped(tmp_path, rows) if file else rows
+    numbers = np.random.default_rng(0).permutation(2500)[:2100]
+    rounding = 1e-12 if wanted == torch.float64 else 1e-5
+    for some, x in ((None, scaling.to(rows)), (numbers, scaling.to(rows[numbers]))):
+        ours = Rows(held, scaling, torch.zeros(0, dtype=wanted), some)
+        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+        assert (len(ours), ours.shape, ours.dtype, ours.device.type) == (len(x), x.shape, wanted, "cpu")
+        for index in (order, slice(10, 20), slice(None), slice(2000, 5000)):
+            taken = ours[index]
+            assert taken.dtype == wanted
+            np.testing.assert_allclose(taken.numpy(), x[index], rtol=rounding, atol=rounding)
+        np.testing.assert_array_equal(np.concatenate(list(ours.blocks(700))), x)
+    np.testing.assert_array_equal(held, rows)
+
+
+# --- fits of files
+
+
+@pytest.mark.parametrize("settings", [{}, {"early_stopping": False}, {"corruption": "Gaussian(0.3)"}], ids=str)
+def test_a_closed_form_reads_its_rows_once(tmp_path, monkeypatch, small_blocks, settings):
+    rows = draw(dtype=np.float32)
+    expected = Autoencoder(4, **LINEAR, **settings).fit(rows)
+    file, read = mapped(tmp_path, rows), []
+    real = retell.rows.blocks.blocks
+
+    def counted(rows, size=None):
+        for start, block in real(rows, size):
+            read.append(block.size)
+            yield start, block
+
+    for module in ("moments", "survey", "scaling", "scaled", "training"):
+        monkeypatch.setattr(f"retell.{module}.blocks", counted)
+    for module in ("survey", "scaled", "record", "plan"):
+        monkeypatch.setattr(f"retell.{module}.take", lambda *_: pytest.fail("rows are read again, by number"))
+    model = Autoencoder(4, **LINEAR, **settings).fit(file)
+    assert sum(read) == rows.size
+    assert model.solver_ == "exact"
+    np.testing.assert_allclose(model.components_, expected.components_, atol=1e-10)
+    np.testing.assert_allclose(model.density_.noise, expected.density_.noise, rtol=1e-10)
+    assert model.pca_score_ == pytest.approx(expected.pca_score_, rel=1e-10)
+    assert model.best_loss_ == pytest.approx(expected.best_loss_, rel=1e-10)
+
+
+@pytest.mark.parametrize("holes", [False, True])
+@pytest.mark.parametrize("settings", [{}, {"start": "random", "linear_path": False}, {"objective": "BCE()"}], ids=str)
+def test_a_net_learns_the_same_from_a_file(tmp_path, settings, holes):
+    rows = draw(600, 6)
+    rows = 1 / (1 + np.exp(-rows)) if "objective" in settings else rows
+    rows = np.where(np.random.default_rng(1).random(rows.shape) < 0.1, np.nan, rows) if holes else rows
+    given = {"hidden_layer_sizes": (8,), "max_iter": 3, "random_state": 0, **settings}
+    ours, theirs = (Autoencoder(2, **given).fit(x) for x in (mapped(tmp_path, rows), rows))
+    assert ours.loss_curve_ == pytest.approx(theirs.loss_curve_, rel=1e-10)
+    np.testing.assert_allclose(ours.transform(rows), theirs.transform(rows), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_an_infinity_in_the_middle_of_a_file_is_named(tmp_path, small_blocks, value, dtype):
+    rows = draw(dtype=dtype)
+    rows[:50, 2] = np.nan
+    rows[1717, 8] = value
+    with pytest.raises(ValueError, match=r"infinite value \(inf\) in row 1717, column 8"):
+        Autoencoder(4, **LINEAR).fit(mapped(tmp_path, rows))
+
+
+def test_a_cell_outside_the_support_is_named(tmp_path, small_blocks):
+    rows = np.random.default_rng(0).random((3000, 12))
+    rows[1717, 8] = 1.5
+    with pytest.raises(ValueError, match=r"BCE\(\) needs values in \[0, 1\], but row 1717, column 8 is 1.5"):
+        Autoencoder(4, objective="BCE()", **LINEAR).fit(mapped(tmp_path, rows))
+
+
+def test_what_was_written_to_a_private_map_is_kept(tmp_path):
+    """A copy-on-write map holds the only copy of what was written to it."""
+    file = mapped(tmp_path, draw(), mode="c")
+    file[5] = 3.0
+    Autoencoder(4, **LINEAR).fit(file)
+    assert (file[5] == 3.0).all()
+    changed = mapped(tmp_path, draw(), mode="r+")
+    changed[5] = 3.0
+    Autoencoder(4, **LINEAR).fit(changed)
+    assert (changed[5] == 3.0).all()
+
+
+def test_blocks_and_take_give_pages_back(tmp_path):
+    rows = draw(5000, 40)
+    file = mapped(tmp_path, rows)
+    np.testing.assert_array_equal(np.concatenate([block for _, block in blocks(file, 700)]), rows)
+    numbers = np.random.default_rng(0).permutation(5000)
+    np.testing.assert_array_equal(take(file, numbers), rows[numbers])
+    for some in (file, file[3:7], file[::2], rows, file[:0]):
+        before = some.copy()
+        release(some)
+        np.testing.assert_array_equal(some, before)
+
+
+MEMORY = """
+import resource, sys
+import numpy as np
+from retell import Autoencoder
+small = np.random.default_rng(0).normal(size=(500, 256)).astype(np.float32)
+settings = {"hidden_layer_sizes": (), "random_state": 0}
+Autoencoder(8, **settings).fit(small)
+X = np.load(sys.argv[1], mmap_mode="r")
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+Autoencoder(8, **settings).fit(X)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+def test_a_fit_of_a_large_file_stays_small(tmp_path):
+    """300 MB on disk."""
+    file = np.lib.format.open_memmap(tmp_path / "large.npy", "w+", np.float32, (300_000, 256))
+    block = draw(10_000, 256, dtype=np.float32)
+    for i in range(0, len(file), len(block)):
+        file[i : i + len(block)] = block
+    file.flush()
+    ran = subprocess.run(
+        [sys.executable, "-c", MEMORY, tmp_path / "large.npy"], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert float(ran.stdout) < 100
+
+
+# --- randomised axes
+
+
+def test_randomised_axes_are_within_one_percent_of_pca():
+    rng = np.random.default_rng(0)
+    n, d, k = 2000, 400, 10
+    rows = rng.normal(size=(n, d)) * np.arange(1, d + 1) ** -0.5 @ np.linalg.qr(rng.normal(size=(d, d)))[0]
+    scaling = Scaling.fit(rows, "standard")
+    x = scaling.to(rows)
+    like = torch.zeros(0, dtype=torch.float64)
+    ours = sketch(Rows(rows, scaling, like), scaling.centre, x.var(0), k, torch.Generator().manual_seed(0))
+    total, best = (x**2).sum(), PCA(k).fit(x).singular_values_
+    found = ((x @ ours.axes) ** 2).sum()
+    assert total - found <= 1.01 * (total - (best**2).sum())
+    np.testing.assert_allclose(ours.axes.T @ ours.axes, np.eye(k), atol=1e-12)
+    np.testing.assert_allclose(ours.images, np.cov(x.T, bias=True) @ ours.axes, atol=1e-10)
+
+
+def test_many_columns_are_fitted_without_their_covariance(monkeypatch):
+    monkeypatch.setattr("retell.survey.WIDE", 100)
+    rows = draw(800, 300)
+    wide = Autoencoder(5, **LINEAR).fit(rows)
+    monkeypatch.undo()
+    narrow = Autoencoder(5, **LINEAR).fit(rows)
+    assert 1 - wide.score(rows) <= 1.01 * (1 - narrow.score(rows))
+    assert wide.pca_score_ == pytest.approx(narrow.pca_score_, abs=0.01)
+    assert np.isfinite(wide.score_samples(rows)).all()
