@@ -131,7 +131,7 @@ def draw(found: dict[str, dict[int, float]], path: Path) -> None:
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--quick", action="store_true", help="leave out the two largest of everything")
-    options.add_argument("--picture", type=Path, default=ROOT / "docs/pictures/scaling.png")
+    options.add_argument("--picture", type=Path, default=ROOT / "docs/scaling.png")
     options.add_argument("--json", type=Path, default=ROOT / ".bench/scaling.json")
     options.add_argument("--no-bars", action="store_true")
     options.add_argument("--data", help="not needed: make bench gives it to all")
