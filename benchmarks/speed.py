@@ -24,9 +24,10 @@ with one thread or two, whichever is faster. "1 thread" is one closing round.
 
 Time to result: seconds of training, the start of a fit included, until the test error is at the target (W1 0.015,
 W2 0.082). retell fits whole, with the same widths and nothing else set, for at most 1, 2, 3 ... epochs; the first such
-fit that meets the target counts. Of every peer the best of a grid of batch, learning rate and code activation counts,
-found by --search and kept in peers/best.json ("cap": the seconds a try was given there, 60 unless said).
-Testing a peer after each of its epochs is off its clock.
+fit that meets the target counts. A peer trains with the batch and rate of its own documents (128 or 256 rows and 1e-3
+where it has none), and a second time, "tuned", with the best of a grid of batch, rate and code activation, found by
+--search and kept in peers/best.json ("cap": the seconds a try was given there, 60 unless said). Testing a peer after
+each of its epochs is off its clock.
 
 "tables" are fits with nothing set of the 20 tables of DIR/anomaly, against PyOD's AutoEncoder, each standardising as
 it does by default, on the rows of never_worse.py.

@@ -200,7 +200,7 @@ def test_killed_after_the_stopping_rule_has_spoken(rows, tmp_path, given):
 @pytest.mark.parametrize("place", ["retell.solvers.dense.Dense.one_step", "retell.descend.Descent.evaluate"])
 def test_an_interrupt_keeps_the_last_finished_epoch(rows, tmp_path, monkeypatch, place):
     """Between two writes too: with a long EVERY, the interrupt itself writes."""
-    whole = print_of(make("hidden").fit(rows))
+    whole = print_of(make("hidden").set_params(batch_size=16).fit(rows))
     monkeypatch.setattr(retell.training, "EVERY", 1e9)
     for when in (40, 55, 62):
         folder = tmp_path / str(when)
@@ -219,11 +219,11 @@ def test_an_interrupt_keeps_the_last_finished_epoch(rows, tmp_path, monkeypatch,
             patch.setattr(place, interrupted)
             seen = []
             with pytest.raises(KeyboardInterrupt):
-                seen.extend(make("hidden").fit_epochs(rows, checkpoint=folder))
+                seen.extend(make("hidden").set_params(batch_size=16).fit_epochs(rows, checkpoint=folder))
         config, state = read_checkpoint(folder)
         done = int(state["numbers"][0])
         assert done == len(config["history"]) >= 2
-        resumed = make("hidden").fit(rows, checkpoint=folder)
+        resumed = make("hidden").set_params(batch_size=16).fit(rows, checkpoint=folder)
         assert resumed.n_iter_ == 12
         assert print_of(resumed) == whole
 

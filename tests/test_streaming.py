@@ -10,6 +10,7 @@ from sklearn.decomposition import PCA
 
 import retell.moments
 import retell.rows.blocks
+import retell.scaled
 from retell import Autoencoder
 from retell.moments import Moments
 from retell.rows.blocks import blocks, release, take
@@ -124,7 +125,8 @@ def test_few_axes_are_those_of_the_whole_decomposition():
 @pytest.mark.parametrize("wanted", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shift", [0.0, 5.0, 1e7])
 @pytest.mark.parametrize("file", [False, True])
-def test_rows_are_the_scaled_rows(tmp_path, given, wanted, shift, file):
+@pytest.mark.parametrize("few", [0, 2**22])
+def test_rows_are_the_scaled_rows(tmp_path, monkeypatch, given, wanted, shift, file, few):
     rows = (draw(2500) + shift).astype(given)
     rows[3, 4] = np.nan
     scaling = Scaling.fit(rows, "standard")
@@ -132,11 +134,12 @@ def test_rows_are_the_scaled_rows(tmp_path, given, wanted, shift, file):
     numbers = np.random.default_rng(0).permutation(2500)[:2100]
     rounding = 1e-12 if wanted == torch.float64 else 1e-5
     for some, x in ((None, scaling.to(rows)), (numbers, scaling.to(rows[numbers]))):
+        monkeypatch.setattr(retell.scaled, "FEW", few)
         ours = Rows(held, scaling, torch.zeros(0, dtype=wanted), some)
         order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
         assert (len(ours), ours.shape, ours.dtype, ours.device.type) == (len(x), x.shape, wanted, "cpu")
         for index in (order, slice(10, 20), slice(None), slice(2000, 5000)):
-            taken = ours[index]
+            taken = ours[index] if isinstance(index, slice) else ours.take(index)
             assert taken.dtype == wanted
             np.testing.assert_allclose(taken.numpy(), x[index], rtol=rounding, atol=rounding)
         np.testing.assert_array_equal(np.concatenate(list(ours.blocks(700))), x)

@@ -16,6 +16,7 @@ BEST = HERE / "best.json"
 RATES = 1e-3, 3e-3, 1e-2
 BATCHES = {"W1": (128, 32, 1024), "W2": (256, 1024, 4096)}
 CAP = 60.0
+PATIENCE = 20.0  # with a peer on its way to a target
 SLOW = 10.0  # what takes longer to its target is run twice, to warm up and to be timed, and no more
 
 
@@ -146,38 +147,46 @@ def search(crew: Crew, workload: str, cap: float) -> Figures:
 
 
 def until(crew: Crew, workload: str, rounds: int) -> Figures:
-    """Seconds until the target; retell's by whole default fits of 1, 2, 3 ... epochs, the peers' by best.json."""
+    """Seconds until the target: retell's by whole default fits of 1, 2, 3 ... epochs, a peer's as its own documents
+    have it, and once more by best.json."""
     best = json.loads(BEST.read_text())[workload] if BEST.exists() else {}
     figures: Figures = {}
     ladder = 1
-    for number in range(rounds + 1):
+    for number in range(rounds + 1):  # the first warms every process up
         for peer in crew.peers:
-            if number > 1 and best.get(peer, {}).get("seconds", 0) > SLOW:
-                continue
             process = crew[peer]
             process.ask("load", workload=workload)
-            mine = figures.setdefault(peer, {"seconds": [], "setting": "defaults"})
             if peer == "retell":
+                mine = figures.setdefault(peer, {"seconds": [], "setting": "defaults"})
                 while not (answer := process.ask("whole", workload=workload, epochs=ladder)).get("met"):
                     ladder += 1
                     if "cannot" in answer or answer["seconds"] > CAP or ladder > 200:
                         break
                 if number == 0 and answer.get("met"):
                     answer = process.ask("whole", workload=workload, epochs=ladder)
-            elif (known := best.get(peer, {})).get("best"):
-                mine |= {"setting": known["best"], "usual": known["usual"]}
-                answer = process.ask("until", workload=workload, cap=CAP, **known["best"])
-            elif peer in best:
-                answer = {"cannot": f"not within {best[peer]['cap']:.0f} s with any setting tried"}
-            else:
-                answer = process.ask("until", workload=workload, cap=0, batch=1024, rate=1e-3)
-                answer = {"cannot": answer.get("cannot", "not searched yet: speed.py --search")}
-            if "cannot" in answer or not answer["met"]:
-                mine["cannot"] = answer.get("cannot", f"not within {CAP:.0f} s")
-            elif number:  # the first round warms every process up
-                mine["seconds"].append(answer["seconds"])
-                mine["epochs"] = answer["epochs"]
+                keep(mine, answer, number, CAP)
+                continue
+            own = process.hello["usual"] or {"batch": BATCHES[workload][0], "rate": RATES[0]}
+            settings = {
+                peer: own | {"code": process.hello["codes"][0]},
+                f"{peer}, tuned": best.get(peer, {}).get("best"),
+            }
+            for name, setting in settings.items():
+                mine = figures.setdefault(name, {"seconds": [], "setting": setting})
+                if not setting:
+                    mine["cannot"] = "not searched: speed.py --search"
+                elif not mine.get("cannot") and not (number > 1 and median(mine["seconds"]) > SLOW):
+                    keep(mine, process.ask("until", workload=workload, cap=PATIENCE, **setting), number, PATIENCE)
     return figures
+
+
+def keep(mine: Figures, answer: Figures, number: int, cap: float) -> None:
+    """One answer of a round, which counts but for the first."""
+    if "cannot" in answer or not answer["met"]:
+        mine["cannot"] = answer.get("cannot", f"not within {cap:.0f} s")
+    elif number:
+        mine["seconds"].append(answer["seconds"])
+        mine["epochs"] = answer["epochs"]
 
 
 def tables(crew: Crew, names: list[str]) -> Figures:

@@ -106,8 +106,8 @@ def until(workload: str, target: float, figures: Figures) -> None:
             f["setting"] if isinstance(f["setting"], str) else " ".join(f"{k} {v}" for k, v in f["setting"].items())
         )
         times = ratio(f["seconds"], figures.get("retell", {}).get("seconds", []))
-        lines.append((name, both(f["seconds"]), times, f["epochs"], setting, f.get("usual")))
-    table(("", "median (min)", "x retell", "epochs", "setting", "its own, once"), lines)
+        lines.append((name, both(f["seconds"]), times, f["epochs"], setting))
+    table(("", "median (min)", "x retell", "epochs", "setting"), lines)
 
 
 def tables(figures: Figures) -> None:

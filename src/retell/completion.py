@@ -19,7 +19,7 @@ __all__ = ["filler", "rows_to_ask"]
 
 Array = npt.NDArray[Any]
 
-FEWEST, MOST, CELLS = 128, 2048, 2**18  # rows, and cells, that are enough to tell
+FEWEST, MOST, CELLS = 128, 512, 2**16  # rows, and cells, that are enough to tell
 
 
 def rows_to_ask(width: int) -> int:

@@ -23,7 +23,7 @@ from retell.metrics import Explained
 from retell.objective import Objective
 from retell.seeds import HELD_OUT, NOISE, generator, row_order
 
-__all__ = ["Descent", "Epoch", "Judgement", "Recipe"]
+__all__ = ["Descent", "Epoch", "Group", "Judgement", "Moments", "Recipe", "adamw"]
 
 
 @dataclass(frozen=True)
@@ -72,12 +72,43 @@ class Judgement(NamedTuple):
     """R² of the rows, uncorrupted."""
 
 
-TAIL = 5  # epochs over which the learning rate falls to zero when held-out rows have stopped improving
+TAIL = 3  # epochs over which the learning rate falls to zero when held-out rows have stopped improving
 CELLS = 2**20  # taken at a time: rows may have to be scaled, or to come from a disk
 ROWS = 8192  # judged at a time
 EPSILON = 1e-12  # of Adam
 NOTHING = 1e-30  # what a first moment is taken for zero below
-MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+class Group(NamedTuple):
+    """Parameters that learn alike."""
+
+    parameters: list[Any]
+    share: float
+    """Of the learning rate."""
+    decay: float
+
+
+class Moments(NamedTuple):
+    """What Adam remembers of a parameter."""
+
+    mean: Tensor
+    square: Tensor
+    step: Tensor
+    """Steps taken."""
+
+    @classmethod
+    def of(cls, p: Tensor) -> Moments:
+        return cls(torch.zeros_like(p), torch.zeros_like(p), torch.zeros((), device=p.device))
+
+
+def adamw(values: list[Tensor], gradients: list[Any], moments: list[list[Tensor]], rate: float, group: Group) -> None:
+    """One step in place (Loshchilov & Hutter 2019), by the kernel of `torch.optim.AdamW`; `Moments` side by side."""
+    means, squares, steps = moments
+    torch._foreach_add_(steps, 1)
+    torch._fused_adamw_(
+        values, gradients, means, squares, [], steps, lr=rate * group.share, beta1=0.9, beta2=0.999,
+        weight_decay=group.decay, eps=EPSILON, amsgrad=False, maximize=False,
+    )  # fmt: skip
 
 
 class Descent:
@@ -99,10 +130,8 @@ class Descent:
             with torch.no_grad():
                 recipe.constraint.project(dictionary)
         self.parameters = dict(codec.named_parameters())
-        self.optimizer = torch.optim.AdamW(self._groups(), lr=recipe.learning_rate, eps=EPSILON, fused=True)
-        for value in self.parameters.values():
-            moments = (torch.zeros_like(value), torch.zeros_like(value), torch.zeros((), device=value.device))
-            self.optimizer.state[value] = dict(zip(MOMENTS, moments, strict=True))
+        self.groups = self._groups()
+        self.moments = {p: Moments.of(p.detach()) for p in self.parameters.values()}
         self.epoch = self.step = self.stale = 0
         self.anneal_from = self.end = math.inf  # steps; finite once the held-out rows have stopped improving
         self.best_loss = math.inf
@@ -110,6 +139,7 @@ class Descent:
         self.first = self.best  # with the objective on each held-out row, what a better epoch has to beat
         self.first_rows = self.best_rows = torch.zeros(0)
         self.taken = torch.zeros(0)  # memory for rows on their way
+        self.judges: Any = None  # the held-out rows, and how much there is to explain in them
 
     def epochs(self, x: Tensor, held_out: Tensor | None = None) -> Iterator[Epoch]:
         """Train until the stopping rule or `max_iter` says so; yields after each epoch.
@@ -146,8 +176,8 @@ class Descent:
                 sizes.append(rows.shape[0])
         finally:  # an interrupt too leaves a codec that reads each row alone
             self.codec.train(False)
-        for moments in self.optimizer.state.values():  # those of a dead unit decay to numbers that are slow, and stay
-            moments["exp_avg"].copy_(torch.hardshrink(moments["exp_avg"], NOTHING))
+        for moments in self.moments.values():  # those of a dead unit decay to numbers that are slow, and stay
+            moments.mean.copy_(torch.hardshrink(moments.mean, NOTHING))
         self.epoch += 1
         table = torch.stack(values).double().cpu().view(len(sizes), -1)
         means = torch.tensor(sizes, dtype=torch.float64) @ table / len(x)
@@ -158,14 +188,15 @@ class Descent:
         recipe, dictionary = self.recipe, self.codec.dictionary()
         p = self.codec(x, recipe.corruption(x, noise), noise)
         terms = recipe.objective(p._replace(unit=recipe.constraint.unit(p.h)), self.step)
-        self.optimizer.zero_grad()
+        self.codec.zero_grad()
         torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
         if dictionary is not None:
             with torch.no_grad():
                 recipe.constraint.tangent(dictionary, self.codec.dictionary_gradient())
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["share"]
-        self.optimizer.step()
+        for group in self.groups:
+            some = [p for p in group.parameters if p.grad is not None]
+            moments = [list(kind) for kind in zip(*(self.moments[p] for p in some), strict=True)]
+            adamw([p.detach() for p in some], [p.grad for p in some], moments, rate, group)
         if dictionary is not None:
             with torch.no_grad():
                 recipe.constraint.project(dictionary)
@@ -191,21 +222,25 @@ class Descent:
         recipe = self.recipe
         noise = generator(self.seed, HELD_OUT, device=x.device)
         clean = isinstance(recipe.corruption, Nothing) and not hasattr(self.codec.code_activation, "sample")
-        sums, explained = (
-            dict.fromkeys(recipe.objective.names, 0.0),
-            Explained(self.codec.centre.double().cpu().numpy()),
-        )
-        rows = []
-        for i in range(0, len(x), ROWS):
+        blocks = range(0, len(x), ROWS)
+        if x is not self.judges:
+            self.judges, self.explained = x, Explained(self.codec.centre.double().cpu().numpy())
+            for i in blocks:
+                self.explained.see(x[i : i + ROWS].double().cpu().numpy())
+        rows: dict[str, list[Tensor]] = {name: [] for name in recipe.objective.names}
+        error = torch.zeros((), dtype=torch.float64, device=x.device)
+        for i in blocks:
             some = x[i : i + ROWS]
             p = self.codec(some, recipe.corruption(some, noise), noise)
             p = p._replace(unit=recipe.constraint.unit(p.h))
-            for name, value in recipe.objective(p).items():
-                sums[name] += float(value) * len(some)
-            rows.append(recipe.objective.by_row(p).double().cpu())
+            for name, values in recipe.objective.each_by_row(p).items():
+                rows[name].append(values.double().cpu())
             mean = recipe.objective.loss.mean(p.x_hat if clean else self.codec(some).x_hat)
-            explained.add(some.double().cpu().numpy(), mean.double().cpu().numpy())
-        return Judgement({name: value / len(x) for name, value in sums.items()}, torch.cat(rows), explained.score)
+            error += ((mean - p.x) * p.seen).square().sum(dtype=torch.float64)
+        self.explained.error = float(error)
+        each = {name: torch.cat(values) for name, values in rows.items()}
+        terms = {name: float(values.mean()) for name, values in each.items()}
+        return Judgement(terms, torch.stack(list(each.values())).sum(0), self.explained.score)
 
     def restore_best(self) -> None:
         """Put the best parameters back: those of the best epoch if it is better than the start beyond doubt."""
@@ -223,9 +258,9 @@ class Descent:
         Order and noise are functions of (seed, epoch), so no generator has a state of its own to keep.
         """
         moments = {
-            f"{moment}/{name}": self.optimizer.state[value][moment].clone()
-            for name, value in self.parameters.items()
-            for moment in MOMENTS
+            f"{moment}/{name}": value.clone()
+            for name, p in self.parameters.items()
+            for moment, value in self.moments[p]._asdict().items()
         }
         numbers = [self.epoch, self.step, self.stale, self.anneal_from, self.end, self.best_loss]
         weights = {
@@ -243,9 +278,9 @@ class Descent:
             for kind in ("codec", "best", "first")
         )
         self.codec.load_state_dict(codec)
-        for name, value in self.parameters.items():
-            for moment in MOMENTS:
-                self.optimizer.state[value][moment].copy_(state[f"{moment}/{name}"])
+        for name, p in self.parameters.items():
+            for moment, value in self.moments[p]._asdict().items():
+                value.copy_(state[f"{moment}/{name}"])
         self.first_rows, self.best_rows = state["first_rows"], state["best_rows"]
         epoch, step, stale, self.anneal_from, self.end, self.best_loss = state["numbers"].tolist()
         self.epoch, self.step, self.stale = int(epoch), int(step), int(stale)
@@ -302,7 +337,7 @@ class Descent:
         """Steps an epoch."""
         return math.ceil(len(x) / self.recipe.batch_size)
 
-    def _groups(self) -> list[dict[str, Any]]:
+    def _groups(self) -> list[Group]:
         """Nonlinear paths beside linear ones decay; those linear ones learn at 0.3 of the rate."""
         nets = [net for net in (self.codec.encoder, self.codec.decoder) if net.linear is not None]
         beside = {id(p) for net in nets for p in net.layers.parameters()}
@@ -311,7 +346,7 @@ class Descent:
         for parameter in self.parameters.values():
             decay = self.recipe.decay if id(parameter) in beside else 0.0
             groups.setdefault((0.3 if id(parameter) in linear else 1.0, decay), []).append(parameter)
-        return [{"params": some, "share": share, "weight_decay": decay} for (share, decay), some in groups.items()]
+        return [Group(some, share, decay) for (share, decay), some in groups.items()]
 
     def _copy(self) -> dict[str, Tensor]:
         return {name: value.clone() for name, value in self.codec.state_dict().items()}

@@ -28,6 +28,7 @@ from retell.rows.arrays import check_finite, check_kinds, check_support, unmaske
 from retell.rows.blocks import release
 from retell.seeds import seed_of
 from retell.settings import Settings, as_settings
+from retell.spread import calm
 from retell.store import read_checkpoint
 from retell.training import Training
 
@@ -69,7 +70,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         max(1, min(32, D // 2)); None is D.
     hidden_layer_sizes : tuple of int or "auto", default="auto"
         Widths between input and code. () is the linear model. "auto" is () where K >= D or the code is
-        sparse, else as `retell.auto.hidden_layer_sizes` says.
+        sparse, else (H, H // 2) with H = 4 D, at most 256 and a sixteenth of the rows, at least 16.
     decoder_hidden_layer_sizes : tuple of int or "mirror", default="mirror"
         Widths between code and output.
     activation : {"relu", "gelu", "silu", "tanh", "sigmoid", "identity"}, default="gelu"
@@ -96,7 +97,8 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         with gradients that are written out, several times faster on small nets. "auto" is the first of exact,
         dense and descend that can be had.
     batch_size : int or "auto", default="auto"
-        Rows a step.
+        Rows a step. "auto": where nothing but reconstruction is asked of nonlinear paths beside linear ones, which
+        start at PCA's, the way is short: about 4 √N rows, at most N / 4 and 1,024; else N / 16, at most 64.
     learning_rate_init : float or "auto", default="auto"
         The largest learning rate of the schedule.
     weight_decay : float or "auto", default="auto"
@@ -104,7 +106,8 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         the fit back to the linear model, so that corrections must earn their place. "auto" is 0.4. Nets
         without a linear path are not decayed: that is what L2 is for.
     max_iter : int or "auto", default="auto"
-        Most epochs.
+        Most epochs. "auto": enough for 1,500 steps, or 120 on a short way, from 10 to 60; enough for 4,000, from 30
+        to 400, where the start is far off (a random one, a sparse code, K > D). More give lower errors, slowly.
     max_time : float or None, default=None
         Most seconds. The only setting that reads a clock; the model records it.
     early_stopping : bool, default=True
@@ -522,7 +525,8 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         """A fit before its first epoch."""
         found = None if checkpoint is None else read_checkpoint(checkpoint)
         seed = seed_of(self.random_state) if found is None else int(found[0]["seed"])
-        plan = make_plan(settings, parts, rows, seed, names)
+        with calm(rows.shape[1]):
+            plan = make_plan(settings, parts, rows, seed, names)
         auto.warn_identity(plan.codec, plan.parts.objective, plan.parts.corruption)
         if self.verbose:
             print(f"solver {plan.solver}: {plan.reason}", file=sys.stderr)
@@ -596,7 +600,8 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
     def _take(self, training: Training, names: Any) -> None:
         """Settle the fitted attributes."""
-        self._become(record(training, None if names is None else [str(name) for name in names]))
+        with calm(training.plan.survey.rows.shape[1]):
+            self._become(record(training, None if names is None else [str(name) for name in names]))
 
     def _become(self, model: Model) -> None:
         """Set the attributes that make this a fitted estimator."""

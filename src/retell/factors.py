@@ -59,7 +59,7 @@ class Factors:
     def from_covariance(cls, S: Array, values: Array, axes: Array) -> Factors:
         """Fit as many factors as there are axes (D, Q), S's first eigenvectors, where every cell was seen."""
         self = cls.from_axes(np.diag(S), values, axes)
-        for _ in range(50 if len(S) <= MANY else 0):
+        for _ in range(20 if len(S) <= MANY else 0):
             self = self._improve_full(S)
         return self
 

@@ -50,11 +50,16 @@ class Explained:
 
     def add(self, x: Array, x_hat: Array) -> None:
         """Rows (N, D), NaN where unseen, and their reconstructions."""
+        self.see(x)
+        error = np.where(np.isnan(x), 0.0, x - x_hat)
+        self.error += float(np.einsum("nd,nd->", error, error))
+
+    def see(self, x: Array) -> None:
+        """Rows (N, D) alone: how much there is to explain."""
         seen = ~np.isnan(x)
         off = np.where(seen, x - self.centre, 0.0)
         self.count = self.count + seen.sum(0)
-        self.first, self.second = self.first + off.sum(0), self.second + (off**2).sum(0)
-        self.error += float(row_errors(x, x_hat).sum())
+        self.first, self.second = self.first + off.sum(0), self.second + np.einsum("nd,nd->d", off, off)
 
     @property
     def score(self) -> float:

@@ -137,13 +137,17 @@ class Objective(Part):
 
     def by_row(self, p: Pass, step: float = math.inf) -> Tensor:
         """The objective on each row (N,); its mean is the objective."""
-        total = torch.zeros(len(p.x), dtype=p.x.dtype, device=p.x.device)
-        for c, term in self.summands:
-            value = term(p)
+        return torch.stack(list(self.each_by_row(p, step).values())).sum(0)
+
+    def each_by_row(self, p: Pass, step: float = math.inf) -> dict[str, Tensor]:
+        """Every summand on each row (N,); its mean is the summand."""
+        rows = {}
+        for name, (c, term) in zip(self.names, self.summands, strict=True):
+            value = value_of(term, p)
             if value.ndim == 2:
                 value = (value * p.weight).sum(1) * (len(value) / total_weight(p.weight))
-            total += at(c, step) * value
-        return total
+            rows[name] = (at(c, step) * value).expand(len(p.x))
+        return rows
 
     @property
     def names(self) -> list[str]:

@@ -16,7 +16,7 @@ from retell.factors import Factors
 from retell.networks import mirror, mlp
 from retell.objective import Objective
 from retell.parts import Part
-from retell.rows.blocks import rows_a_block, spaced, take
+from retell.rows.blocks import spaced, take
 from retell.scaled import Rows
 from retell.scaling import Scaling
 from retell.seeds import SPLIT, START, generator
@@ -24,7 +24,7 @@ from retell.settings import Settings
 from retell.solvers import dense
 from retell.solvers.codes import check_map
 from retell.solvers.exact import Problem, why_not
-from retell.start import cover, fill_random, fill_start, observe
+from retell.start import fill_random, fill_start, observe
 from retell.survey import Survey, enough, survey
 
 __all__ = ["Parts", "Plan", "build_codec", "make_plan", "plan_on"]
@@ -80,7 +80,7 @@ class Plan:
         return self.survey.pca_score(self.codec.n_units)
 
     def rows(self, numbers: Array | None = None) -> Any:
-        """Rows by number, all by default, as the codec takes them: scaled when they are taken, or on its device."""
+        """Rows by number, all by default: scaled when they are taken, or on the codec's device."""
         rows = Rows(self.survey.rows, self.survey.scaling, self.codec.centre, numbers, holed=self.survey.holes)
         return rows if rows.device.type == "cpu" else rows[:]
 
@@ -171,11 +171,6 @@ def _fill(codec: Codec, settings: Settings, parts: Parts, seen: Survey, seed: in
         n_axes = 0 if auto.far(codec, settings.start, parts.constraint) else codec.n_units
         axes = torch.from_numpy(seen.spectrum.axes[:, :n_axes].copy())
         fill_start(codec, sample, axes, loss, generator(seed, START))
-        clipped = codec.encoder.linear is not None or codec.decoder.linear is not None
-        if clipped and len(sample) < len(seen.rows):
-            x = Rows(seen.rows, seen.scaling, codec.centre)
-            for i in range(0, len(x), rows_a_block(x.shape[1])):
-                cover(codec, x[i : i + rows_a_block(x.shape[1])])
     if getattr(type(codec.code_activation), "observe", None) is not Part.observe:
         observe(codec, sample)
 
@@ -274,15 +269,18 @@ def _rounded(settings: Settings, codec: Codec, recipe: Recipe, solver: str) -> b
 
 
 def _recipe(settings: Settings, parts: Parts, n: int, codec: Codec, *, far: bool) -> Recipe:
-    batch = settings.batch_size if isinstance(settings.batch_size, int) else auto.batch_size(n)
+    quick = not far and auto.quick(codec, parts.objective, parts.corruption)
+    batch = settings.batch_size if isinstance(settings.batch_size, int) else auto.batch_size(n, quick=quick)
     rate, most, decay = settings.learning_rate_init, settings.max_iter, settings.weight_decay
     return Recipe(
         objective=parts.objective,
         corruption=parts.corruption,
         constraint=parts.constraint,
         batch_size=batch,
-        learning_rate=auto.learning_rate(codec, settings.start, far=far) if isinstance(rate, str) else rate,
-        max_iter=auto.max_iter(n, batch, far=far) if isinstance(most, str) else most,
+        learning_rate=auto.learning_rate(codec, settings.start, batch, far=far, quick=quick)
+        if isinstance(rate, str)
+        else rate,
+        max_iter=auto.max_iter(n, batch, far=far, quick=quick) if isinstance(most, str) else most,
         decay=auto.WEIGHT_DECAY if isinstance(decay, str) else decay,
         n_iter_no_change=settings.n_iter_no_change,
         tol=settings.tol,

@@ -1,7 +1,8 @@
-"""Rows in the scaled space, scaled when they are taken: never more of them than are looked at."""
+"""Rows in the scaled space, scaled when they are taken: where they are many, never more than are looked at."""
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -18,11 +19,12 @@ __all__ = ["Rows"]
 
 Array = npt.NDArray[Any]
 
+FEW = 2**22  # cells that may be held scaled too
 NEAR = 16.0  # |shift / factor| up to which float32 loses no more than a digit
 
 
 class Rows:
-    """x = (row - shift) / factor, NaN where unseen; index it as a tensor of shape (N, D).
+    """x = (row - shift) / factor, NaN where unseen.
 
     Parameters
     ----------
@@ -47,35 +49,46 @@ class Rows:
         single = rows.dtype == np.float32 and like.dtype == torch.float32 and _is_near(scaling)
         self._work = torch.float32 if single else torch.float64
         self._shift, self._factor = (torch.from_numpy(some).to(self._work) for some in (scaling.shift, scaling.factor))
+        self._scales = bool((self._factor != 1).any() or (self._shift != 0).any())
         self._inverse, self._offset = 1 / self._factor, -self._shift / self._factor
-        self._scales = bool((self._inverse != 1).any() or (self._offset != 0).any())
         self._numbers = None if numbers is None else torch.from_numpy(numbers)
         self._whole = _readable(rows) if in_memory(rows) else None
+        self._scaled: Tensor | None = None
+        if math.prod(self.shape) <= FEW:
+            self._scaled = self.take(torch.arange(len(self)))
 
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, index: Tensor | slice) -> Tensor:
-        """The rows (n, D) that a tensor of numbers or a slice names."""
-        if isinstance(index, slice):
-            index = torch.arange(*index.indices(len(self)))
+    def __getitem__(self, index: slice) -> Tensor:
+        """The rows (n, D) of a slice."""
+        if self._scaled is not None:
+            return self._scaled[index]
+        return self.take(torch.arange(*index.indices(len(self))))
+
+    def take(self, index: Tensor, out: Tensor | None = None) -> Tensor:
+        """The rows (n, D) that a tensor of numbers names, into memory of their size and kind if it is given."""
         index = index.cpu()
+        if self._scaled is not None:
+            return torch.index_select(self._scaled, 0, index.to(self.device), out=out)
         index = index if self._numbers is None else self._numbers[index]
         if self._whole is None:
             some = torch.from_numpy(take(self.rows, index.numpy()))
         else:
-            some = self._whole.index_select(0, index)
-        return some.to(self._work).sub_(self._shift).div_(self._factor).to(self.device, self.dtype)
+            ready = out is not None and out.dtype == self._whole.dtype and out.device == self._whole.device
+            some = torch.index_select(self._whole, 0, index, out=out if ready else None)
+        some = self._scale(some.to(self._work))
+        if out is None:
+            return some.to(self.device, self.dtype)
+        return out if out is some else out.copy_(some)
 
-    def take(self, index: Tensor, out: Tensor) -> None:
-        """The rows (n, D) that a tensor of numbers names, into memory of their size."""
-        if self._whole is None or self._whole.dtype != out.dtype or self._work != out.dtype:
-            out.copy_(self[index])
-        else:
-            index = index if self._numbers is None else self._numbers[index]
-            torch.index_select(self._whole, 0, index, out=out)
-            if self._scales:
-                torch.addcmul(self._offset, out, self._inverse, out=out)
+    def _scale(self, x: Tensor) -> Tensor:
+        """In place."""
+        if not self._scales:
+            return x
+        if self._work == torch.float32:  # one pass, where no digit is lost by it
+            return torch.addcmul(self._offset, x, self._inverse, out=x)
+        return x.sub_(self._shift).div_(self._factor)
 
     def blocks(self, size: int | None = None) -> Iterator[Array]:
         """All rows in order, float64 (n, D)."""

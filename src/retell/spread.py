@@ -8,16 +8,20 @@ thread works which block is up to the moment too, and changes nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import cache
 from threading import Thread
+from typing import Any
 
 import torch
+from threadpoolctl import ThreadpoolController
 
-__all__ = ["Work", "spread", "threads"]
+__all__ = ["Work", "calm", "spread", "threads"]
 
 Work = Callable[[int, int], None]
 
 ENOUGH = 4  # blocks that repay the start of a thread
+WIDE = 512  # columns from which on several threads repay NumPy's and SciPy's algebra
 
 
 @contextmanager
@@ -29,6 +33,20 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def calm(width: int) -> AbstractContextManager[Any]:
+    """One thread for NumPy's and SciPy's algebra on so many columns.
+
+    After each product their other threads go on turning for some tens of milliseconds, on cores that torch needs.
+    """
+    held: AbstractContextManager[Any] = _pools().limit(limits=1 if width < WIDE else None, user_api="blas")
+    return held
+
+
+@cache
+def _pools() -> Any:
+    return ThreadpoolController()
 
 
 def spread(start: Callable[[], Work], n_rows: int, size: int, *, alone: bool = False) -> None:

@@ -13,14 +13,13 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor
-from torch.nn import functional
 
 from retell.activations import Identity
 from retell.codec import Codec
 from retell.networks import Affine, Net
 from retell.objective import mean
 
-__all__ = ["cover", "fill_random", "fill_start", "observe"]
+__all__ = ["fill_random", "fill_start", "observe"]
 
 
 @torch.no_grad()
@@ -73,24 +72,6 @@ def fill_random(codec: Codec, loss: Any, generator: Generator) -> None:
 
 
 @torch.no_grad()
-def cover(codec: Codec, x: Tensor) -> None:
-    """Widen the clips of the nonlinear paths to the range of these rows and of their first codes."""
-    x = codec.fill(x)
-    if codec.encoder.linear is not None:
-        _widen(codec.encoder, x)
-    if codec.decoder.linear is not None:
-        straight = codec.encoder.straight
-        # the nonlinear path is silent still
-        a = codec.encoder(x) if straight is None else functional.linear(x, straight.weight, _bias(codec.encoder))
-        _widen(codec.decoder, codec.decoder.into * codec.code_activation(a))
-
-
-def _widen(net: Net, inside: Tensor) -> None:
-    torch.minimum(net.low, inside.amin(0), out=net.low)
-    torch.maximum(net.high, inside.amax(0), out=net.high)
-
-
-@torch.no_grad()
 def observe(codec: Codec, x: Tensor) -> None:
     """Let σ count what it must have counted before the first step: thresholds."""
     codec.train().code_activation.observe(codec(x.to(codec.centre)))
@@ -111,7 +92,7 @@ def _fill_hidden(net: Net, generator: Generator) -> None:
 
 
 def _bound(codec: Codec, x: Tensor) -> None:
-    """Clip the nonlinear paths to the range of the training rows and of their first codes, in units of order 1."""
+    """Clip the nonlinear paths to the range of these rows and of their first codes, in units of order 1."""
     h = codec.encode(x)
     if codec.encoder.linear is not None:
         codec.encoder.low.copy_(x.amin(0))
@@ -159,7 +140,7 @@ def _fill_biases(codec: Codec, x: Tensor, loss: Any) -> None:
         if layer.bias is not None:
             layer.bias.zero_()
     _bias(codec.encoder).copy_(-codec.encoder(codec.centre[None])[0])
-    h = codec.encode(x)
+    h = codec.encode(x - x.mean(0) + codec.centre)  # a sample's own mean is not that of all rows
     _bias(codec.decoder).copy_(loss.link(codec.centre) - codec.decode(h).mean(0))
 
 

@@ -36,7 +36,7 @@ RESOLVED = 1e-2  # of the largest eigenvalue: what float32 products give to six 
 
 def enough(width: int) -> int:
     """How many rows of so many columns judge a fit, or start one."""
-    return min(8192, max(256, 2**22 // width))
+    return min(2048, max(256, 2**20 // width))
 
 
 @dataclass

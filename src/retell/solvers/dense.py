@@ -19,7 +19,7 @@ from retell.activations import Identity, ReLU, Sigmoid, Tanh
 from retell.codec import Codec
 from retell.constraints import Free, NonNegative, UnitNorm, UnitRMS
 from retell.corruptions import Nothing
-from retell.descend import EPSILON, MOMENTS, Descent, Recipe
+from retell.descend import Descent, Group, Moments, Recipe, adamw
 from retell.losses import MSE
 from retell.objective import Objective, at, mean, total_weight, value_of
 from retell.parts import Pass
@@ -30,8 +30,9 @@ from retell.spread import threads
 __all__ = ["Dense", "why_not"]
 
 mse_backward = torch.ops.aten.mse_loss_backward.grad_input
-LARGE = 2**15  # weights of a layer from which bfloat16 gains more by products than it loses by casts
+LARGE = 2**14  # weights of a layer from which bfloat16 gains more by products than it loses by casts
 SMALL = 2**21  # multiplications in a product up to which a second thread costs more than it saves
+SQUARED = {kind: SQUASHES[kind.__name__.lower()] for kind in (Identity, ReLU, Sigmoid, Tanh)}
 
 
 def why_not(codec: Codec, recipe: Recipe) -> str:
@@ -83,16 +84,14 @@ class Dense(Descent):
         }
         nets = (codec.encoder, codec.decoder) if rounded else ()
         some = {id(p) for net in nets for p in net.layers.parameters() if p.ndim == 2 and p.numel() >= LARGE}
-        state, groups = self.optimizer.state, self.optimizer.param_groups
-        self.stretches = [Stretch(group, state, biases, some) for group in groups]
-        self.works: dict[int, Work] = {}
+        self.stretches = [Stretch(group, self.moments, biases, some) for group in self.groups]
+        self.works: dict[int, Work | Squares] = {}
         widest = max(layer.weight.numel() for layer in codec.affines())
         self.threads = 1 if widest * recipe.batch_size <= SMALL else torch.get_num_threads()
         self.squash = codec.code_activation
         # the mean squared error of whole rows alone: the common case, and small nets have no time for Python
         alone = recipe.objective == Objective(((1.0, MSE()),)) and isinstance(recipe.corruption, Nothing)
-        self.one = torch.ones_like(codec.centre[0])
-        self.alone = alone and isinstance(self.squash, Identity | ReLU | Sigmoid | Tanh)
+        self.alone = alone and type(self.squash) in SQUARED
         dictionary = codec.dictionary()
         self.held = None if dictionary is None else (dictionary.detach(), codec.dictionary_gradient())
         self.holed = True
@@ -116,7 +115,7 @@ class Dense(Descent):
 
     def one_step(self, x: Tensor, noise: Generator, rate: float) -> list[Tensor]:
         recipe = self.recipe
-        values = self._any(x, noise) if self.holed or not self.alone else [self._squares(x)]
+        values = self._any(x, noise) if self.holed or not self.alone else self._squares(x)
         if self.held is not None:
             recipe.constraint.tangent(*self.held)
         for stretch in self.stretches:
@@ -128,22 +127,17 @@ class Dense(Descent):
         self.step += 1
         return values
 
-    def _squares(self, x: Tensor) -> Tensor:
-        """Write the gradient of the mean squared error of whole rows; the error."""
-        work = self.works.get(x.shape[0]) or self._work(x.shape[0])
-        work.lands.copy_(x)
-        for call in work.ahead:
-            call()
-        mse_backward(self.one, work.decoder.y, x, 1, grad_input=work.decoder.d)
-        for call in work.back:
-            call()
-        self._gather()
-        return work.square * work.scale
+    def _squares(self, x: Tensor) -> list[Tensor]:
+        """As `_any`, of the mean squared error of whole rows alone."""
+        value: Tensor = self._work(Squares, x.shape[0])(x)
+        for stretch in self.stretches:
+            stretch.gather()
+        return [value]
 
     @torch.no_grad()
     def _any(self, x: Tensor, noise: Generator) -> list[Tensor]:
         """Write the gradient of every parameter; the terms' values."""
-        work = self._work(x.shape[0])
+        work: Work = self._work(Work, x.shape[0])
         read, rows = self.codec.reads(x, self.recipe.corruption(x, noise))
         work.x.copy_(read)
         a = work.encoder.forward()
@@ -173,52 +167,70 @@ class Dense(Descent):
         d = sum(by_h, work.decoder.backward())
         work.encoder.d.copy_(sum(by_a, self.squash.pull(d, p.a, p.h)))
         work.encoder.backward()
-        self._gather()
+        for stretch in self.stretches:
+            stretch.gather()
         for c, matrices, slopes in later:
             for matrix, slope in zip(matrices, slopes, strict=True):
                 matrix.grad.add_(slope, alpha=c)
         self.squash.observe(p)
         return values
 
-    def _gather(self) -> None:
-        for stretch in self.stretches:
-            stretch.gather()
-
-    def _work(self, n: int) -> Work:
+    def _work(self, kind: type[Work] | type[Squares], n: int) -> Any:
         if n not in self.works:
             places = {key: place for stretch in self.stretches for key, place in stretch.places.items()}
-            self.works[n] = Work(self.codec, places, n, alone=self.alone and not self.holed)
+            self.works[n] = kind(self.codec, places, n)
         return self.works[n]
 
 
 class Work:
-    """Memory for n rows, and the calls that use it; `alone` for the mean squared error of whole rows."""
+    """Memory for n rows, and both ways through the nets."""
 
-    def __init__(self, codec: Codec, places: dict[int, Place], n: int, *, alone: bool) -> None:
+    def __init__(self, codec: Codec, places: dict[int, Place], n: int) -> None:
         like = codec.centre
         x, h = (with_ones(n, width, like, like.dtype) for width in (len(like), codec.n_units))
         self.x, self.h = x[:, : len(like)], h[:, : codec.n_units]
         self.decoder = Passes(codec.decoder, places, h, adds=False, further=True)
-        squash = SQUASHES.get(type(codec.code_activation).__name__.lower()) if alone else None
-        memory = {} if squash is None else {"y": self.h, "d": self.decoder.back}
         # tied, the decoder's gradients are written first
-        self.encoder = Passes(codec.encoder, places, x, adds=codec.tied, further=False, **memory)
-        self.ahead: list[Call] = []
-        self.back: list[Call] = []
-        if squash is not None:
-            # what the first layer reads, where that is all that reads the rows
-            direct = self.encoder.linear is None
-            self.lands = self.encoder.reads[0][:, : len(like)] if direct else self.x
-            first = self.encoder.calls[self.lands.dtype != self.x.dtype :]
-            self.ahead = [*first, *squash.forward(self.h, self.h), *self.decoder.calls]
-            cells, self.square = self.decoder.d.view(-1), like.new_zeros(())
-            self.scale = like.new_tensor(len(cells) / 4)  # from the square of the gradient to that of the error
-            self.back = [
-                partial(torch.dot, cells, cells, out=self.square),
-                *self.decoder.back_calls,
-                *squash.backward(self.decoder.back, self.h, self.h),
-                *self.encoder.back_calls,
-            ]
+        self.encoder = Passes(codec.encoder, places, x, adds=codec.tied, further=False)
+
+
+class Squares:
+    """The step of the mean squared error of n whole rows alone: all its calls in two lists.
+
+    Products in bfloat16 like rows by 32; those beyond the n have a gradient of zero.
+    """
+
+    def __init__(self, codec: Codec, places: dict[int, Place], n: int) -> None:
+        like, squash = codec.centre, SQUARED[type(codec.code_activation)]
+        rounded = any(place.value.dtype == torch.bfloat16 for place in places.values())
+        padded = -(-n // 32) * 32 if rounded else n
+        x, h = (with_ones(padded, width, like, like.dtype) for width in (len(like), codec.n_units))
+        h_only = h[:, : codec.n_units]
+        decoder = Passes(codec.decoder, places, h, adds=False, further=True)
+        encoder = Passes(codec.encoder, places, x, adds=codec.tied, further=False, y=h_only, d=decoder.back)
+        # rows land where the first layer reads, if nothing else reads them
+        ahead, lands = (encoder.calls, x) if encoder.linear is not None else (encoder.after_reading, encoder.reads[0])
+        self.lands = lands[:n, : len(like)]
+        self.ahead: list[Call] = [*ahead, *squash.forward(h_only, h_only), *decoder.calls]
+        self.y, self.d = decoder.y[:n], decoder.d.zero_()[:n]
+        cells, self.square, self.one = self.d.view(-1), like.new_zeros(()), like.new_ones(())
+        self.scale = like.new_tensor(len(cells) / 4)  # from the square of the gradient to that of the error
+        self.back: list[Call] = [
+            partial(torch.dot, cells, cells, out=self.square),
+            *decoder.back_calls,
+            *squash.backward(decoder.back, h_only, h_only),
+            *encoder.back_calls,
+        ]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Write the gradient at rows (n, D); the error."""
+        self.lands.copy_(x)
+        for call in self.ahead:
+            call()
+        mse_backward(self.one, self.y, x, 1, grad_input=self.d)
+        for call in self.back:
+            call()
+        return self.square * self.scale
 
 
 class Stretch:
@@ -226,10 +238,9 @@ class Stretch:
 
     Parameters
     ----------
-    group : dict
-        Of the optimizer.
-    state : dict
-        Of the optimizer; its moments become views.
+    group : Group
+    moments : dict of Parameter to Moments
+        They become views of those here.
     biases : dict of int to Parameter
         The bias that stands beside a matrix, by the matrix's id.
     rounded : set of int
@@ -237,37 +248,38 @@ class Stretch:
     """
 
     def __init__(
-        self, group: dict[str, Any], state: dict[Any, Any], biases: dict[int, nn.Parameter], rounded: set[int]
+        self, group: Group, moments: dict[Any, Moments], biases: dict[int, nn.Parameter], rounded: set[int]
     ) -> None:
-        self.share, self.decay = group["share"], group["weight_decay"]
+        self.group = group
         beside = {id(bias) for bias in biases.values()}
-        own = sorted((p for p in group["params"] if id(p) not in beside), key=lambda p: id(p) not in rounded)
+        own = sorted((p for p in group.parameters if id(p) not in beside), key=lambda p: id(p) not in rounded)
         shapes = [_block(p, rounded=id(p) in rounded) if id(p) in biases else p.shape for p in own]
         ends = [0, *accumulate(math.prod(shape) for shape in shapes)]
         like = own[0].detach()
-        self.value, self.gradient, self.first, self.second = (like.new_zeros(ends[-1]) for _ in range(4))
-        self.count, self.one = torch.zeros((), device=like.device), torch.ones((), device=like.device)
+        self.value, self.gradient = (like.new_zeros(ends[-1]) for _ in range(2))
+        self.moments = Moments.of(self.value)
+        self.kinds = [[kind] for kind in self.moments]
         end = ends[sum(id(p) in rounded for p in own)]
         self.high, self.high_gradient = self.value[:end], self.gradient[:end]
         self.low, self.low_gradient = (torch.zeros(end, dtype=torch.bfloat16, device=like.device) for _ in range(2))
         self.places: dict[int, Place] = {}
         for p, shape, start, stop in zip(own, shapes, ends, ends[1:], strict=False):
-            blocks = [kind[start:stop].view(shape) for kind in (self.value, self.gradient, self.first, self.second)]
+            blocks = [kind[start:stop].view(shape) for kind in (self.value, self.gradient, *self.moments[:2])]
             if id(p) in biases:
                 n_in = p.shape[1]
-                self._settle(biases[id(p)], [block[:, n_in] for block in blocks], state)
-                self._settle(p, [block[:, :n_in] for block in blocks], state)
+                self._settle(biases[id(p)], [block[:, n_in] for block in blocks], moments)
+                self._settle(p, [block[:, :n_in] for block in blocks], moments)
             else:
-                self._settle(p, blocks, state)
+                self._settle(p, blocks, moments)
             low = (self.low, self.low_gradient) if id(p) in rounded else (self.value, self.gradient)
             self.places[id(p)] = Place(*(kind[start:stop].view(shape) for kind in low))
         self.round()
 
-    def _settle(self, p: nn.Parameter, views: list[Tensor], state: dict[Any, Any]) -> None:
-        value, gradient, first, second = views
+    def _settle(self, p: nn.Parameter, views: list[Tensor], moments: dict[Any, Moments]) -> None:
+        value, gradient, mean, square = views
         value.copy_(p.detach())
         p.data, p.grad = value, gradient
-        state[p] = dict(zip(MOMENTS, (first, second, self.count), strict=True))
+        moments[p] = Moments(mean, square, self.moments.step)
 
     def gather(self) -> None:
         """Gradients that were written in bfloat16, in float32."""
@@ -280,12 +292,7 @@ class Stretch:
             self.low.copy_(self.high)
 
     def step(self, rate: float) -> None:
-        """AdamW, as torch.optim does it."""
-        self.count.add_(self.one)
-        torch._fused_adamw_(
-            [self.value], [self.gradient], [self.first], [self.second], [], [self.count], lr=rate * self.share,
-            beta1=0.9, beta2=0.999, weight_decay=self.decay, eps=EPSILON, amsgrad=False, maximize=False,
-        )  # fmt: skip
+        adamw([self.value], [self.gradient], self.kinds, rate, self.group)
 
 
 def _block(p: Tensor, *, rounded: bool) -> tuple[int, int]:

@@ -127,6 +127,11 @@ class Passes:
         self.calls = self._forward()
         self.back_calls = self._backward()
 
+    @property
+    def after_reading(self) -> list[Call]:
+        """Without a linear path: what is left to do of `forward` once rows are where the first layer reads them."""
+        return self.calls if self.reads[0] is self.x else self.calls[1:]  # the first would bring them there
+
     def forward(self) -> Tensor:
         """From x to y."""
         for call in self.calls:
@@ -144,12 +149,10 @@ class Passes:
         h, last = self.x, self.y
         if self.linear is not None:
             n_in = self.layers[0].n_in
-            self.free, h = torch.empty_like(h[:, :n_in]), with_ones(len(h), n_in, h, h.dtype)
+            self.free = _times(self.x[:, :n_in], float(self.net.into), calls)
+            h = with_ones(len(h), n_in, h, h.dtype)
             self.inside = h[:, :n_in]
-            calls += [
-                partial(torch.mul, self.x[:, :n_in], float(self.net.into), out=self.free),
-                partial(torch.clamp, self.free, self.net.low, self.net.high, out=self.inside),
-            ]
+            calls.append(partial(torch.clamp, self.free, self.net.low, self.net.high, out=self.inside))
         if self.linear is not None or self.layers[-1].dtype != self.x.dtype:
             last = self._memory(self.layers[-1].n_out, self.layers[-1].dtype)
         self.a, self.h, self.reads = [], [], []  # type: list[Tensor], list[Tensor], list[Tensor]
@@ -174,8 +177,7 @@ class Passes:
         calls: list[Call] = []
         d = self.d
         if self.linear is not None:
-            d = torch.empty_like(self.d)
-            calls.append(partial(torch.mul, self.d, float(self.net.out), out=d))
+            d = _times(d, float(self.net.out), calls)
         for i in range(len(self.layers) - 1, -1, -1):
             layer = self.layers[i]
             d = _cast(d, layer.dtype, calls)
@@ -249,6 +251,15 @@ class Layer:
             into = self.bias.gradient
             calls.append(partial(torch.sum, d, 0, dtype=into.dtype, out=into))
         return calls
+
+
+def _times(x: Tensor, factor: float, calls: list[Call]) -> Tensor:
+    """x, or memory into which a further call puts its multiple."""
+    if factor == 1:
+        return x
+    y = torch.empty_like(x)
+    calls.append(partial(torch.mul, x, factor, out=y))
+    return y
 
 
 def _cast(x: Tensor, dtype: torch.dtype, calls: list[Call]) -> Tensor:
