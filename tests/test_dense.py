@@ -13,7 +13,7 @@ from sklearn.base import clone
 from sklearn.datasets import load_digits
 
 import retell.training
-from retell import MSE, Autoencoder, Codec, Objective, Part, Term, parse
+from retell import MSE, Autoencoder, Codec, Free, Nothing, Objective, Part, Term, parse
 from retell.descend import Descent, Recipe
 from retell.grammar import vocabulary
 from retell.networks import ACTIVATIONS
@@ -309,6 +309,23 @@ def test_products_in_bfloat16_do_not_cost_the_fit(settings):
     assert rounded.loss_curve_ != exactly.loss_curve_, "nothing was rounded"
     assert rounded.best_loss_ == pytest.approx(exactly.best_loss_, rel=5e-3)
     assert {value.dtype for value in rounded.codec_.state_dict().values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("width", [1, 31, 32, 33])
+def test_rows_that_fill_up_a_product_have_no_gradient(width):
+    """A step on a few rows in bfloat16 is that in float32 to the rounding; rows of the step before are gone."""
+    model = make(hidden_layer_sizes=(512,), max_iter=1).fit(DIGITS)
+    x = torch.from_numpy(model.scaling_.to(DIGITS)).float()
+    recipe = Recipe(1.0 * MSE(), Nothing(), Free(), 64, 1e-3, 1, 0.0, 1, 0.0, 0.0)
+    gradients = []
+    for rounded in (False, True):
+        run = Dense(deepcopy(model.codec_), recipe, 0, rounded=rounded)
+        run.holed = False
+        for some in (100 * x[-width:], x[:width]):
+            run._squares(some)
+        gradients.append(torch.cat([p.grad.flatten() for p in run.parameters.values()]))
+    assert run.works[width].lands.shape == (width, 64)
+    assert torch.linalg.vector_norm(gradients[1] - gradients[0]) < 0.02 * torch.linalg.vector_norm(gradients[0])
 
 
 @pytest.mark.parametrize("settings", [{"solver": "descend"}, {"solver": "exact", "hidden_layer_sizes": ()}], ids=str)

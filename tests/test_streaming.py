@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.decomposition import PCA
+from threadpoolctl import threadpool_info
 
 import retell.moments
 import retell.rows.blocks
@@ -18,6 +19,7 @@ from retell.scaled import Rows
 from retell.scaling import Scaling
 from retell.solvers.exact import Spectrum
 from retell.solvers.sketch import sketch
+from retell.spread import calm
 
 LINEAR = {"hidden_layer_sizes": (), "random_state": 0}
 
@@ -144,6 +146,28 @@ def test_rows_are_the_scaled_rows(tmp_path, monkeypatch, given, wanted, shift, f
             np.testing.assert_allclose(taken.numpy(), x[index], rtol=rounding, atol=rounding)
         np.testing.assert_array_equal(np.concatenate(list(ours.blocks(700))), x)
     np.testing.assert_array_equal(held, rows)
+
+
+def test_a_start_from_few_rows_is_pca_of_all(monkeypatch):
+    """A sample's mean is not that of all rows, and must not move the biases."""
+    rows = np.random.default_rng(0).lognormal(sigma=1.5, size=(3000, 12))
+    for module in ("survey", "plan", "record"):
+        monkeypatch.setattr(f"retell.{module}.enough", lambda _: 40)
+    settings = {"hidden_layer_sizes": (8,), "learning_rate_init": 1e-9, "max_iter": 1, "scale": None, "random_state": 0}
+    made = Autoencoder(3, **settings).fit(rows).reconstruct(rows)
+    pca = PCA(3).fit(rows)
+    np.testing.assert_allclose(made, pca.inverse_transform(pca.transform(rows)), atol=1e-4 * rows.std())
+
+
+@pytest.mark.parametrize("width", [8, 4096])
+def test_the_threads_of_algebra_are_given_back(width):
+    def counts():
+        return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+    before = counts()
+    with calm(width):
+        assert counts() == ([1] * len(before) if width == 8 else before)
+    assert counts() == before
 
 
 # --- fits of files

@@ -73,8 +73,8 @@ class Judgement(NamedTuple):
 
 
 TAIL = 3  # epochs over which the learning rate falls to zero when held-out rows have stopped improving
-CELLS = 2**20  # taken at a time: rows may have to be scaled, or to come from a disk
-ROWS = 8192  # judged at a time
+CELLS = 2**19  # taken at a time: rows may have to be scaled, or to come from a disk
+ROWS = 2048  # judged at a time
 EPSILON = 1e-12  # of Adam
 NOTHING = 1e-30  # what a first moment is taken for zero below
 
@@ -236,7 +236,7 @@ class Descent:
             for name, values in recipe.objective.each_by_row(p).items():
                 rows[name].append(values.double().cpu())
             mean = recipe.objective.loss.mean(p.x_hat if clean else self.codec(some).x_hat)
-            error += ((mean - p.x) * p.seen).square().sum(dtype=torch.float64)
+            error += torch.where(p.seen, mean - p.x, 0.0).square().sum(dtype=torch.float64)
         self.explained.error = float(error)
         each = {name: torch.cat(values) for name, values in rows.items()}
         terms = {name: float(values.mean()) for name, values in each.items()}
