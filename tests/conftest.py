@@ -1,7 +1,19 @@
-"""The tables that tests record with `record_property`, printed once at the end, whatever process ran the test."""
+"""What files of tests share; and the tables that they record with `record_property`, printed once at the end,
+whatever process ran the test."""
 
 from collections import Counter
 from statistics import median
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -373,14 +373,6 @@ def test_parameters_are_let_go(settings):
     assert all(p.grad is None for p in parameters)
 
 
-@pytest.fixture
-def two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("widths", [(8,), (1024,)])
 @pytest.mark.parametrize("fails", [False, True])

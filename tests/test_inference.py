@@ -39,14 +39,6 @@ def model(request, rows):
     )
 
 
-@pytest.fixture
-def two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 def holed(rows):
     return np.where(np.random.RandomState(1).rand(*rows.shape) < 0.1, np.nan, rows)
 

@@ -51,8 +51,7 @@ class Explained:
     def add(self, x: Array, x_hat: Array) -> None:
         """Rows (N, D), NaN where unseen, and their reconstructions."""
         self.see(x)
-        error = np.where(np.isnan(x), 0.0, x - x_hat)
-        self.error += float(np.einsum("nd,nd->", error, error))
+        self.error += float(row_errors(x, x_hat).sum())
 
     def see(self, x: Array) -> None:
         """Rows (N, D) alone: how much there is to explain."""
