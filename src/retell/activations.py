@@ -210,11 +210,15 @@ class BatchTopK(Part):
     def count(self, p: Pass, own: Bound) -> None:
         """θ <- the mean of the first hundred batches' least active values, then of the last hundred or so."""
         active = p.h > 0
+        self.settle(torch.where(active, p.h, math.inf).amin() if active.any() else None, own)
+
+    def settle(self, least: Tensor | None, own: Bound) -> None:
+        """Count a batch by its least active value; None where nothing was active."""
         threshold: Tensor = own.threshold
         batches: Tensor = own.batches
         batches += 1
-        least = torch.where(active.any(), torch.where(active, p.h, math.inf).amin(), threshold)
-        threshold += (least - threshold) / batches.clamp(max=100)
+        if least is not None:
+            threshold += (least - threshold) / batches.clamp(max=100)
 
 
 class JumpReLU(Part):

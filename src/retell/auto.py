@@ -24,6 +24,7 @@ __all__ = [
     "constraint",
     "device",
     "dtype",
+    "few_active",
     "held_out_rows",
     "hidden_layer_sizes",
     "learning_rate",
@@ -143,6 +144,12 @@ def batch_size(n: int, *, quick: bool) -> int:
     """Where the way is short the power of two nearest to 4 √n and to n / 4, from 16 to 1,024; else to n / 16, to 64."""
     most, size = (1024, min(n / 4, 4 * math.sqrt(n))) if quick else (64, n / 16)
     return int(min(most, max(16, 2 ** round(math.log2(max(1.0, size))))))
+
+
+def few_active(codec: Codec) -> bool:
+    """Whether a step by active pairs repays their gathering: 256 units or more, at most one in 16 active."""
+    k = getattr(codec.code_activation, "k", None)
+    return codec.n_units >= 256 and k is not None and 16 * int(k) <= codec.n_units
 
 
 def quick(codec: Codec, objective: Objective, corruption: Any) -> bool:

@@ -23,7 +23,7 @@ from retell.metrics import Explained
 from retell.objective import Objective
 from retell.seeds import HELD_OUT, NOISE, generator, row_order
 
-__all__ = ["Descent", "Epoch", "Group", "Judgement", "Moments", "Recipe", "adamw"]
+__all__ = ["Descent", "Epoch", "Group", "Judgement", "Moments", "Recipe", "adamw", "clip"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class Recipe:
     tol: float
     sure: float
     """Standard errors by which the best epoch must be better than the start."""
+    clip: float = math.inf
+    """Norm to which a larger gradient is scaled back."""
 
 
 class Epoch(NamedTuple):
@@ -109,6 +111,13 @@ def adamw(values: list[Tensor], gradients: list[Any], moments: list[list[Tensor]
         values, gradients, means, squares, [], steps, lr=rate * group.share, beta1=0.9, beta2=0.999,
         weight_decay=group.decay, eps=EPSILON, amsgrad=False, maximize=False,
     )  # fmt: skip
+
+
+def clip(gradients: list[Any], most: float) -> None:
+    """Scale the gradient, in place, to the norm `most` where it is larger."""
+    if most < math.inf:
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        torch._foreach_mul_(gradients, (most / norm).clamp(max=1.0))
 
 
 class Descent:
@@ -193,6 +202,7 @@ class Descent:
         if dictionary is not None:
             with torch.no_grad():
                 recipe.constraint.tangent(dictionary, self.codec.dictionary_gradient())
+        clip([p.grad for p in self.parameters.values() if p.grad is not None], recipe.clip)
         for group in self.groups:
             some = [p for p in group.parameters if p.grad is not None]
             moments = [list(kind) for kind in zip(*(self.moments[p] for p in some), strict=True)]

@@ -92,9 +92,11 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         None centres columns; "standard" also divides each by its standard deviation; "auto" divides all by
         one factor where spreads are alike, each by its own elsewhere. Losses on a bounded support leave the
         rows as they are.
-    solver : {"auto", "exact", "dense", "descend"}, default="auto"
+    solver : {"auto", "exact", "sparse", "dense", "descend"}, default="auto"
         "exact" is the closed form, "descend" the reference loop with autograd's gradients, "dense" the same loop
-        with gradients that are written out, several times faster on small nets. "auto" is the first of exact,
+        with gradients that are written out, several times faster on small nets, "sparse" the same by the active
+        pairs of row and unit alone, at the cost of about one product of a wide linear encoder: for TopK, BatchTopK,
+        JumpReLU and ReLU codes. "auto" is the first of exact, sparse (256 units or more, at most one in 16 active),
         dense and descend that can be had.
     batch_size : int or "auto", default="auto"
         Rows a step. "auto": where nothing but reconstruction is asked of nonlinear paths beside linear ones, which

@@ -21,7 +21,7 @@ from retell.scaled import Rows
 from retell.scaling import Scaling
 from retell.seeds import SPLIT, START, generator
 from retell.settings import Settings
-from retell.solvers import dense
+from retell.solvers import dense, sparse
 from retell.solvers.codes import check_map
 from retell.solvers.exact import Problem, why_not
 from retell.start import fill_random, fill_start, observe
@@ -142,10 +142,7 @@ def _plan(
     far = auto.far(codec, settings.start, parts.constraint)
     codec = codec.to(auto.device(settings.device))
     recipe = _recipe(settings, parts, len(split[0]), codec, far=far)
-    unwritten = dense.why_not(codec, recipe) if solver == "dense" else ""
-    if settings.solver == "dense" and unwritten:
-        raise ValueError(f"solver='dense' can't be used here: {unwritten}; use solver='auto' or 'descend'")
-    solver, why = ("descend", unwritten) if unwritten else (solver, why)
+    solver, why = _written(settings, codec, recipe, solver, why, holes=seen.holes)
     return Plan(
         settings=settings,
         parts=parts,
@@ -160,6 +157,22 @@ def _plan(
         recipe=recipe,
         rounded=_rounded(settings, codec, recipe, solver),
     )
+
+
+def _written(
+    settings: Settings, codec: Codec, recipe: Recipe, solver: str, why: str, *, holes: bool
+) -> tuple[str, str]:
+    """The solver, one whose gradient is written out if there is one for this problem, and why."""
+    if solver == "exact" or settings.solver == "descend":
+        return solver, why
+    lacks = {"sparse": sparse.why_not(codec, recipe, holes=holes), "dense": dense.why_not(codec, recipe)}
+    if settings.solver in lacks and (unwritten := lacks[settings.solver]):
+        raise ValueError(f"solver={settings.solver!r} can't be used here: {unwritten}; use solver='auto' or 'descend'")
+    if settings.solver in lacks:
+        return settings.solver, why
+    if not lacks["sparse"] and auto.few_active(codec):
+        return "sparse", f"few of the {codec.n_units} units of a row are active"
+    return ("descend", lacks["dense"]) if lacks["dense"] else ("dense", why)
 
 
 def _fill(codec: Codec, settings: Settings, parts: Parts, seen: Survey, seed: int) -> None:
@@ -259,12 +272,13 @@ def _split(settings: Settings, n: int, seed: int) -> tuple[Array, Array]:
 
 def _rounded(settings: Settings, codec: Codec, recipe: Recipe, solver: str) -> bool:
     """Whether products are in bfloat16."""
-    if settings.precision == "bfloat16" and solver != "dense":
+    written = solver in ("dense", "sparse")
+    if settings.precision == "bfloat16" and not written:
         raise ValueError(
-            f"precision='bfloat16' rounds the products of solver='dense', and the solver here is {solver!r}: use"
-            " precision='auto'"
+            f"precision='bfloat16' rounds the products of solver='dense' and 'sparse', and the solver here is"
+            f" {solver!r}: use precision='auto'"
         )
-    repays = settings.precision == "auto" and solver == "dense" and auto.rounded(codec, recipe.batch_size)
+    repays = settings.precision == "auto" and written and auto.rounded(codec, recipe.batch_size)
     return settings.precision == "bfloat16" or repays
 
 

@@ -49,7 +49,7 @@ def _pools() -> Any:
     return ThreadpoolController()
 
 
-def spread(start: Callable[[], Work], n_rows: int, size: int, *, alone: bool = False) -> None:
+def spread(start: Callable[[], Work], n_rows: int, size: int, *, alone: bool = False, enough: int = ENOUGH) -> None:
     """Work all rows, `size` at a time, on as many threads as torch would use.
 
     Parameters
@@ -81,7 +81,7 @@ def spread(start: Callable[[], Work], n_rows: int, size: int, *, alone: bool = F
         except BaseException as error:
             failed.append((first, error))
 
-    most = 1 if alone else min(torch.get_num_threads(), -(-n_rows // size) // ENOUGH)
+    most = 1 if alone else min(torch.get_num_threads(), -(-n_rows // size) // enough)
     with threads(torch.get_num_threads()):  # what a helper sets holds for threads that are born later
         helpers = [Thread(target=run) for _ in range(most - 1)]
         for helper in helpers:

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Generator
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from retell.plan import Plan
 from retell.rows.blocks import blocks
 from retell.solvers.dense import Dense
 from retell.solvers.exact import column_errors, penalty, solve
+from retell.solvers.sparse import Sparse
 from retell.store import CheckpointError, write_checkpoint
 
 __all__ = ["Training"]
@@ -64,8 +65,11 @@ class Training:
     @cached_property
     def descent(self) -> Descent:
         """The solver of gradient steps; a closed form has none."""
-        written = partial(Dense, rounded=self.plan.rounded)
-        return (written if self.plan.solver == "dense" else Descent)(self.plan.codec, self.plan.recipe, self.plan.seed)
+        plan = self.plan
+        if plan.solver == "descend":
+            return Descent(plan.codec, plan.recipe, plan.seed)
+        written = Sparse if plan.solver == "sparse" else Dense
+        return written(plan.codec, plan.recipe, plan.seed, rounded=plan.rounded)
 
     @property
     def best_loss(self) -> float:
