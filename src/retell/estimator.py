@@ -16,6 +16,7 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils.validation import assert_all_finite, check_array, check_is_fitted, validate_data
 
 from retell import auto, model_file
+from retell.csr import as_csr
 from retell.descend import Epoch
 from retell.grammar import read_parts
 from retell.metrics import Explained
@@ -310,7 +311,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         self._take(self._training, names)
         return self
 
-    def transform(self, X: Any, *, out: Any = None) -> Any:
+    def transform(self, X: Any, *, out: Any = None, sparse_output: bool = False) -> Any:
         """The codes (N, K) of rows X (N, D). A row's code does not depend on the other rows, to the bit.
 
         Parameters
@@ -319,14 +320,32 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             A memory-mapped array of float32 or float64 in C order is read once, in blocks, in constant memory.
         out : ndarray of shape (N, K), optional
             Where the codes are written, as in a `numpy.memmap` when they are larger than memory.
+        sparse_output : bool, default=False
+            Give what is not zero: for sparse codes of many units, whose zeros are then never held.
 
         Returns
         -------
-        ndarray of shape (N, K)
+        ndarray of shape (N, K), or scipy.sparse.csr_array
             `out`, or an array of the dtype of X (float64 where that is neither float32 nor float64).
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_digits
+        >>> from retell import Autoencoder
+        >>> X = load_digits().data
+        >>> model = Autoencoder(128, code_activation="TopK(8)", max_iter=1, random_state=0).fit(X)
+        >>> H = model.transform(X, sparse_output=True)
+        >>> H.shape, int((H != 0).sum(axis=1).max())
+        ((1797, 128), 8)
+        >>> model.inverse_transform(H).shape
+        (1797, 64)
         """
         self._check_fitted()
         rows, check = self._checked(X)
+        if sparse_output and out is not None:
+            raise ValueError("transform writes dense codes to `out`: leave out=... or sparse_output=True out")
+        if sparse_output:
+            return self._reader.transform_sparse(rows, self.inference, check)
         return self._reader.transform(rows, self.inference, _room(out, (len(rows), self.n_components_), rows), check)
 
     def inverse_transform(self, H: Any, *, out: Any = None) -> Any:
@@ -334,11 +353,15 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
         Parameters
         ----------
-        H : array or frame of shape (N, K)
+        H : array or frame of shape (N, K), or any of scipy.sparse
         out : ndarray of shape (N, D), optional
             As in `transform`.
         """
         self._check_fitted()
+        few = as_csr(H, self.n_components_)
+        if few is not None:
+            assert_all_finite(few.data, input_name="H")
+            return self._reader.inverse_sparse(few, _room(out, (few.shape[0], self.n_features_in_), few.data))
         check_kinds(H)
         H = check_array(H, dtype=(np.float64, np.float32), order="C", ensure_all_finite=False, input_name="H")
         if H.shape[1] != self.n_components_:
