@@ -18,6 +18,7 @@ from sklearn.utils.validation import assert_all_finite, check_array, check_is_fi
 from retell import auto, model_file
 from retell.csr import as_csr
 from retell.descend import Epoch
+from retell.features import Features, features_of
 from retell.grammar import read_parts
 from retell.metrics import Explained
 from retell.model_file import Model
@@ -489,6 +490,47 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
         self._reader.scaled(take, rows, check)
         return gap
+
+    def features(self, X: Any, labels: Any = None, *, top: int = 10, neighbours: int = 5) -> Features:
+        """What each unit of the code stands for, as rows X (N, D) show it; printed, a table of the clearest.
+
+        Parameters
+        ----------
+        X : array or frame of shape (N, D)
+            Read once, in blocks.
+        labels : sequence of shape (N,), optional
+            What the rows are called in the table.
+        top : int, default=10
+            Rows to name for each unit.
+        neighbours : int, default=5
+            Of each unit, nearest by the cosine of their columns of the dictionary. It takes K² D multiplications;
+            0 leaves them out.
+
+        Returns
+        -------
+        Features
+            Arrays with a place for each unit; `retell.features` says how clear is told.
+
+        Raises
+        ------
+        ValueError
+            Without a linear decoder or linear path.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_digits
+        >>> from retell import Autoencoder
+        >>> X, y = load_digits(return_X_y=True)
+        >>> model = Autoencoder(128, code_activation="TopK(8)", max_iter=10, random_state=0).fit(X)
+        >>> found = model.features(X, labels=y, top=4)
+        >>> found.rows.shape, bool((found.rate[found.clearest[:10]] < 0.25).all())
+        ((128, 4), True)
+        >>> print(found.table(1).splitlines()[0])
+           unit clarity   active     mean      max         nearest  top rows
+        """
+        self._check_fitted()
+        rows, check = self._checked(X)
+        return features_of(self._reader, rows, self.inference, check, labels, top, neighbours)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model folder `path`, all or nothing; `retell.load` reads it."""
