@@ -9,6 +9,7 @@ from sklearn.metrics import precision_recall_fscore_support
 
 from retell import metrics
 from retell.metrics import Detection, dead_share, fvu, l0, recovery, shrinkage, stability, uniqueness
+from retell.recovery import twins
 
 DRAW = np.random.default_rng(0)
 
@@ -145,3 +146,13 @@ def test_what_can_not_be_compared_is_refused():
         recovery(np.eye(3), np.eye(3), h=np.eye(3))
     with pytest.raises(ValueError, match=r"h has shape \(2, 3\): \(5, 3\)"):
         recovery(np.eye(3), np.eye(3), np.zeros((2, 3)), np.zeros((5, 3)))
+
+
+@pytest.mark.parametrize("cells", [2**22, 9])
+def test_twins_point_one_way(cells, monkeypatch):
+    monkeypatch.setattr("retell.recovery.CELLS", cells)
+    V = DRAW.normal(size=(6, 20))
+    V[4], V[2], V[5] = 3 * V[1], -V[0], 0
+    assert list(twins(V, 0.99, signed=False)) == [-1, 4, -1, -1, 1, -1]
+    assert list(twins(V, 0.99, signed=True)) == [2, 4, 0, -1, 1, -1]
+    assert len(twins(V[:0], 0.99, signed=True)) == 0

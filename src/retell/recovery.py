@@ -14,7 +14,7 @@ import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import issparse
 
-__all__ = ["Detection", "Recovery", "nearest", "recovery", "stability", "uniqueness"]
+__all__ = ["Detection", "Recovery", "nearest", "recovery", "stability", "twins", "uniqueness"]
 
 Array = npt.NDArray[Any]
 
@@ -166,6 +166,23 @@ def nearest(a: Any, b: Any) -> tuple[Array, Array]:
         numbers[some] = cos.argmax(1)
         cosines[some] = cos.max(1)
     return numbers, cosines
+
+
+def twins(V: Any, least: float, *, signed: bool) -> Array:
+    """For each feature (K,) of a dictionary (K, D) the number of one that points its way: cos > least; -1 for none.
+
+    Signed, the opposite way is its way too.
+    """
+    unit = _unit(V)
+    partner = np.full(len(unit), -1)
+    size = max(1, CELLS // max(len(unit), 1))
+    for i in range(0, len(unit), size):
+        cos = unit[i : i + size] @ unit.T
+        cos = np.abs(cos, out=cos) if signed else cos
+        cos[np.arange(len(cos)), i + np.arange(len(cos))] = -1
+        some = cos.argmax(1)
+        partner[i : i + size] = np.where(cos[np.arange(len(cos)), some] > least, some, -1)
+    return partner
 
 
 class Detection:
