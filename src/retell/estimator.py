@@ -20,6 +20,7 @@ from retell.csr import as_csr
 from retell.descend import Epoch
 from retell.features import Features, features_of
 from retell.grammar import read_parts
+from retell.likeness import warn_unlike
 from retell.metrics import Explained
 from retell.model_file import Model
 from retell.parts import Part
@@ -63,7 +64,8 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     NaN is an unseen cell everywhere: the loss counts seen cells only, and no method returns NaN. The
     objective and all its coefficients, noise, constraints, `score` and every reported loss live in the
     scaled space; `transform` takes and `inverse_transform`, `reconstruct`, `mean_` and `components_` give
-    the rows' own units.
+    the rows' own units. Where 32 rows or more given to `transform`, `reconstruct` or `score` are mostly far outside of
+    what was fitted, as when they come in other units, a warning says so.
 
     Parameters
     ----------
@@ -345,6 +347,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         rows, check = self._checked(X)
         if sparse_output and out is not None:
             raise ValueError("transform writes dense codes to `out`: leave out=... or sparse_output=True out")
+        warn_unlike(rows, self.scaling_, self._model.fitted.norms)
         if sparse_output:
             return self._reader.transform_sparse(rows, self.inference, check)
         return self._reader.transform(rows, self.inference, _room(out, (len(rows), self.n_components_), rows), check)
@@ -390,6 +393,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         self._check_fitted()
         rows, check = self._checked(X)
         room = _room(out, rows.shape, rows)
+        warn_unlike(rows, self.scaling_, self._model.fitted.norms)
 
         def made(i: int, j: int, _x: Array, _h: Array, x_hat: Array) -> None:
             room[i:j] = self.scaling_.back(x_hat)
@@ -410,6 +414,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         self._check_fitted()
         rows, check = self._checked(X)
         explained = Explained(self.scaling_.centre)
+        warn_unlike(rows, self.scaling_, self._model.fitted.norms)
 
         def take(_i: int, _j: int, x: Array, _h: Array, x_hat: Array) -> None:
             explained.add(x, x_hat)

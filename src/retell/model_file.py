@@ -20,6 +20,7 @@ from retell.codec import Codec
 from retell.density import Density
 from retell.factors import Factors
 from retell.grammar import read_parts
+from retell.likeness import Norms
 from retell.parts import Part
 from retell.plan import Parts, build_codec
 from retell.scaling import Scaling
@@ -53,6 +54,8 @@ class Fitted(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     n_factors: int
     independent: bool = False
     """Whether the units' density is one for each."""
+    norms: Norms | None = None
+    """Of the training rows: low and high quantile, and root mean square, of their scaled norms."""
     best_loss: float
     score: float
     """R² of the best epoch on held-out rows, or on all rows where none were held out."""

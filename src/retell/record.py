@@ -12,6 +12,7 @@ import torch
 from retell.completion import filler, rows_to_ask
 from retell.corruptions import Mask, Nothing
 from retell.density import WIDE, Density, Tally, noise
+from retell.likeness import norms_of
 from retell.metrics import explained_variance, share
 from retell.model_file import Fitted, Model
 from retell.plan import Plan
@@ -68,6 +69,7 @@ def record(training: Training, columns: list[str] | None) -> Model:
         stopped_by=training.stopped_by,
         filler=_filler(plan, account),
         independent=account.density.diagonal,
+        norms=norms_of(seen.x_judged, seen.scaling.centre),
         n_factors=seen.factors.loadings.shape[1],
         best_loss=training.best_loss,
         score=account.score,
