@@ -167,5 +167,5 @@ def test_the_sentence_says_how_far():
         fitted(X).transform(X + 10 * X.std(0))
     X = np.random.default_rng(0).normal(size=(400, 3))
     X[::20] *= 100  # whose norms are the range's end
-    with pytest.warns(UserWarning, match=r"their columns' medians are [45]\.\d+ spreads away"):
+    with pytest.warns(UserWarning, match=r"their columns' medians are \d\.\d+ spreads away"):
         fitted(X).transform(X + 5 * X.std(0))
