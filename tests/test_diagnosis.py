@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import issparse
 from sklearn.datasets import load_digits, load_wine
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from retell import Autoencoder, auto, diagnose
+from retell import Autoencoder, auto, diagnose, evidence
 from retell.diagnosis import Diagnosis, Finding, examine
+from retell.evidence import gather
 from retell.grammar import parse
 
 DIGITS = load_digits().data
@@ -235,6 +237,51 @@ def test_dead_units_are_no_twins() -> None:
     found = diagnose(altered(linear(code_activation="ReLU()", max_iter=2), kill), NEW)
     assert "dead units" in found.names
     assert "duplicate units" not in found.names
+
+
+def test_units_that_are_nearly_always_on_are_dense() -> None:
+    def always(codec: Any) -> None:
+        codec.encoder.last.bias[:2] = 100.0
+
+    model = linear(128, code_activation="TopK(4)", max_iter=5)
+    assert "dense units" not in diagnose(model, NEW).names
+    found = figures(altered(model, always), NEW, "dense units")
+    assert found["units"] == 2
+    assert found["part"] == pytest.approx(0.5)
+
+
+def test_codes_of_which_much_is_on_have_no_dense_units() -> None:
+    def always(codec: Any) -> None:
+        codec.encoder.last.bias[:] = 100.0
+
+    for settings in ({"code_activation": "ReLU()"}, {"code_activation": "ReLU()", "objective": "MSE() + 1e-4 * L1()"}):
+        assert "dense units" not in diagnose(altered(linear(20, max_iter=2, **settings), always), NEW).names
+
+
+def test_wide_codes_are_diagnosed_as_narrow_ones(monkeypatch: Any) -> None:
+    def harm(codec: Any) -> None:
+        codec.encoder.last.bias[:20] = -100.0
+        codec.encoder.last.weight[20:40] = codec.encoder.last.weight[40:60]
+        codec.encoder.last.bias[20:40] = codec.encoder.last.bias[40:60]
+
+    model = altered(linear(128, code_activation="TopK(12)", max_iter=3), harm)
+    narrow = diagnose(model, NEW)
+    assert {"dead units", "duplicate units"} <= set(narrow.names)
+    monkeypatch.setattr(evidence, "WIDE", 100)
+    monkeypatch.setattr(evidence, "rows_a_block", lambda width: 33)
+    wide = gather(model, model.scaling_.to(NEW))
+    assert issparse(wide.h)
+    for mine, theirs in zip(diagnose(model, NEW), narrow, strict=True):
+        assert mine.name == theirs.name
+        assert mine.figures == pytest.approx(theirs.figures, rel=1e-9)
+
+
+def test_wide_codes_that_say_nothing() -> None:
+    def kill(codec: Any) -> None:
+        codec.encoder.last.bias[:] = -1e4
+
+    model = altered(linear(1030, FIT[:100], code_activation="TopK(4)", max_iter=1), kill)
+    assert figures(model, NEW[:50], "dead units")["share"] == 1.0
 
 
 @pytest.mark.parametrize("squash", ["Sigmoid()", "Tanh()"])

@@ -16,8 +16,11 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils.validation import assert_all_finite, check_array, check_is_fitted, validate_data
 
 from retell import auto, model_file
+from retell.csr import as_csr
 from retell.descend import Epoch
+from retell.features import Features, features_of
 from retell.grammar import read_parts
+from retell.likeness import warn_unlike
 from retell.metrics import Explained
 from retell.model_file import Model
 from retell.parts import Part
@@ -61,7 +64,8 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     NaN is an unseen cell everywhere: the loss counts seen cells only, and no method returns NaN. The
     objective and all its coefficients, noise, constraints, `score` and every reported loss live in the
     scaled space; `transform` takes and `inverse_transform`, `reconstruct`, `mean_` and `components_` give
-    the rows' own units.
+    the rows' own units. Where 32 rows or more given to `transform`, `reconstruct` or `score` are mostly far outside of
+    what was fitted, as when they come in other units, a warning says so.
 
     Parameters
     ----------
@@ -312,7 +316,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         self._take(self._training, names)
         return self
 
-    def transform(self, X: Any, *, out: Any = None) -> Any:
+    def transform(self, X: Any, *, out: Any = None, sparse_output: bool = False) -> Any:
         """The codes (N, K) of rows X (N, D). A row's code does not depend on the other rows, to the bit.
 
         Parameters
@@ -321,14 +325,33 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             A memory-mapped array of float32 or float64 in C order is read once, in blocks, in constant memory.
         out : ndarray of shape (N, K), optional
             Where the codes are written, as in a `numpy.memmap` when they are larger than memory.
+        sparse_output : bool, default=False
+            Give what is not zero: for sparse codes of many units, whose zeros are then never held.
 
         Returns
         -------
-        ndarray of shape (N, K)
+        ndarray of shape (N, K), or scipy.sparse.csr_array
             `out`, or an array of the dtype of X (float64 where that is neither float32 nor float64).
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_digits
+        >>> from retell import Autoencoder
+        >>> X = load_digits().data
+        >>> model = Autoencoder(128, code_activation="TopK(8)", max_iter=1, random_state=0).fit(X)
+        >>> H = model.transform(X, sparse_output=True)
+        >>> H.shape, int((H != 0).sum(axis=1).max())
+        ((1797, 128), 8)
+        >>> model.inverse_transform(H).shape
+        (1797, 64)
         """
         self._check_fitted()
         rows, check = self._checked(X)
+        if sparse_output and out is not None:
+            raise ValueError("transform writes dense codes to `out`: leave out=... or sparse_output=True out")
+        warn_unlike(rows, self.scaling_, self._model.fitted.norms)
+        if sparse_output:
+            return self._reader.transform_sparse(rows, self.inference, check)
         return self._reader.transform(rows, self.inference, _room(out, (len(rows), self.n_components_), rows), check)
 
     def inverse_transform(self, H: Any, *, out: Any = None) -> Any:
@@ -336,11 +359,15 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
         Parameters
         ----------
-        H : array or frame of shape (N, K)
+        H : array or frame of shape (N, K), or any of scipy.sparse
         out : ndarray of shape (N, D), optional
             As in `transform`.
         """
         self._check_fitted()
+        few = as_csr(H, self.n_components_)
+        if few is not None:
+            assert_all_finite(few.data, input_name="H")
+            return self._reader.inverse_sparse(few, _room(out, (few.shape[0], self.n_features_in_), few.data))
         check_kinds(H)
         H = check_array(H, dtype=(np.float64, np.float32), order="C", ensure_all_finite=False, input_name="H")
         if H.shape[1] != self.n_components_:
@@ -368,6 +395,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         self._check_fitted()
         rows, check = self._checked(X)
         room = _room(out, rows.shape, rows)
+        warn_unlike(rows, self.scaling_, self._model.fitted.norms)
 
         def made(i: int, j: int, _x: Array, _h: Array, x_hat: Array) -> None:
             room[i:j] = self.scaling_.back(x_hat)
@@ -388,6 +416,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         self._check_fitted()
         rows, check = self._checked(X)
         explained = Explained(self.scaling_.centre)
+        warn_unlike(rows, self.scaling_, self._model.fitted.norms)
 
         def take(_i: int, _j: int, x: Array, _h: Array, x_hat: Array) -> None:
             explained.add(x, x_hat)
@@ -468,6 +497,47 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
         self._reader.scaled(take, rows, check)
         return gap
+
+    def features(self, X: Any, labels: Any = None, *, top: int = 10, neighbours: int = 5) -> Features:
+        """What each unit of the code stands for, as rows X (N, D) show it; printed, a table of the clearest.
+
+        Parameters
+        ----------
+        X : array or frame of shape (N, D)
+            Read once, in blocks.
+        labels : sequence of shape (N,), optional
+            What the rows are called in the table.
+        top : int, default=10
+            Rows to name for each unit.
+        neighbours : int, default=5
+            Of each unit, nearest by the cosine of their columns of the dictionary. It takes K² D multiplications;
+            0 leaves them out.
+
+        Returns
+        -------
+        Features
+            Arrays with a place for each unit; `retell.features` says how clear is told.
+
+        Raises
+        ------
+        ValueError
+            Without a linear decoder or linear path.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_digits
+        >>> from retell import Autoencoder
+        >>> X, y = load_digits(return_X_y=True)
+        >>> model = Autoencoder(128, code_activation="TopK(8)", max_iter=10, random_state=0).fit(X)
+        >>> found = model.features(X, labels=y, top=4)
+        >>> found.rows.shape, bool((found.rate[found.clearest[:10]] < 0.25).all())
+        ((128, 4), True)
+        >>> print(found.table(1).splitlines()[0])
+           unit clarity   active     mean      max         nearest  top rows
+        """
+        self._check_fitted()
+        rows, check = self._checked(X)
+        return features_of(self._reader, rows, self.inference, check, labels, top, neighbours)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model folder `path`, all or nothing; `retell.load` reads it."""

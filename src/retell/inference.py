@@ -8,7 +8,7 @@ cell takes several such blocks at once.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from typing import Any
 
@@ -28,9 +28,11 @@ Array = npt.NDArray[Any]
 
 ROWS = 256
 WIDTH = 16
+CELLS = 2**20  # of a block of a function that is not known, and of what is held in float64
 NARROW = 512  # columns and units up to which one thread is enough
 WORK = 2**23  # multiplications a product of all layers may cost: what a row alone pays for
 LEAST, MOST = 64, 2048  # rows of a product
+FEW, ROOM = 16, 2**24  # rows of a product, and bytes of what a run holds, where codes are wide
 NEAR = 1e15  # spreads between this and its inverse, and means up to its square, are no danger to float32
 
 
@@ -119,34 +121,58 @@ class Stack:
         self.hole = (unit * torch.from_numpy(centre).to(unit) + lost).to(first.dtype)
         self._take(net, unit, lost)
         work = sum(W.numel() for W in [*self.weights, self.straight])
-        self.block = min(max(1 << (WORK // work).bit_length() >> 1, LEAST), MOST)
-        self.size = 8 * self.block
+        most = ROOM // (self.like.element_size() * self._breadth())
+        block = min(max(1 << (WORK // work).bit_length() >> 1, LEAST), MOST)
+        self.block = min(block, max(1 << most.bit_length() >> 1, FEW))
+        self.size = self.block * min(8, max(1, most // self.block))
 
     def start(self, n_rows: int) -> Run:
         """What one thread needs for blocks of at most so many rows."""
         return Run(self, -(-n_rows // self.block) * self.block)
 
+    def _breadth(self) -> int:
+        """Numbers that a run holds for each of its rows."""
+        read = len(self.weights[0]) * (2 if self.bounds else 1)
+        widths = [W.shape[1] for W in self.weights]
+        return read + sum(widths) + (self.n_outputs if widths[-1] != self.n_outputs else 0)
+
     @torch.no_grad()
     def _take(self, net: Net, unit: Tensor, lost: Tensor) -> None:
         """The net's matrices (n_in, n_out), biases and bounds, padded, to read x = (block - lost) / unit."""
-        maps = [(layer.weight.double(), layer.bias) for layer in net.affines()]
-        weights = [W for W, _ in maps]
-        biases = [torch.zeros_like(W[:, 0]) if b is None else b.double() for W, b in maps]
+        weights = [layer.weight.detach() for layer in net.affines()]
+        biases = [torch.zeros_like(W[:, 0]) if b is None else b.double() for W, b in
+                  zip(weights, (layer.bias for layer in net.affines()), strict=True)]  # fmt: skip
         self.bounds, self.straight = [], self.like
         if net.linear is not None:
+            weights = [W.double() for W in weights]
             into, out, V = net.into.double(), net.out.double(), weights.pop() / unit
             bounds = [bound.double() / into * unit + lost for bound in (net.low, net.high)]
             self.bounds = [pad(bound[None].to(self.like))[0] for bound in bounds]
             self.straight = self._matrix(V)
             weights[0], weights[-1], biases[-2] = weights[0] * into, out * weights[-1], out * biases[-2] - V @ lost
             biases.pop()
-        weights[0] = weights[0] / unit
-        biases[0] = biases[0] - weights[0] @ lost
-        self.weights = [self._matrix(W) for W in weights]
+        biases[0] = biases[0] - torch.cat([some @ lost for some in _divided(weights[0], unit)])
+        self.weights = [self._matrix(weights[0], unit), *map(self._matrix, weights[1:])]
         self.biases = [pad(b[None].to(self.like))[0] for b in biases]
 
-    def _matrix(self, W: Tensor) -> Tensor:
-        return pad(W.T.to(self.like)).contiguous()
+    def _matrix(self, W: Tensor, unit: Tensor | None = None) -> Tensor:
+        """(W / unit)ᵀ, padded."""
+        n_out, n_in = W.shape
+        matrix, done = self.like.new_zeros(_round_up(n_in), _round_up(n_out)), 0
+        for some in torch.split(W, _share(W)) if unit is None else _divided(W, unit):
+            matrix[:n_in, done : done + len(some)] = some.T
+            done += len(some)
+        return matrix
+
+
+def _divided(W: Tensor, unit: Tensor) -> Iterator[Tensor]:
+    """W / unit in float64, some rows at a time: a wide matrix need not be there twice."""
+    for some in torch.split(W, _share(W)):
+        yield some.double() / unit
+
+
+def _share(W: Tensor) -> int:
+    return max(1, CELLS // W.shape[1])
 
 
 class Run:
@@ -165,7 +191,8 @@ class Run:
         self.x = stack.like.new_zeros(block, len(stack.weights[0]))
         self.inside = new(self.x.shape) if stack.bounds else self.x
         self.values = [new(n_rows, W.shape[1]) for W in stack.weights]
-        self.result = new(n_rows, stack.n_outputs)
+        whole = self.values[-1]
+        self.result = whole if whole.shape[1] == stack.n_outputs else new(n_rows, stack.n_outputs)
         self.parts = [y.view(-1, block, y.shape[1]).unbind() for y in self.values]
         self.holed = False
 
@@ -221,14 +248,16 @@ class Run:
 @torch.no_grad()
 def in_blocks(net: Callable[[Tensor], Tensor], rows: Array, width: int, like: Tensor) -> Array:
     """net(rows), computed in blocks of the dtype and on the device of `like`; the first `width` columns."""
-    block = torch.zeros(ROWS, _round_up(rows.shape[1]), dtype=like.dtype, device=like.device)
+    widest = max(rows.shape[1], width)
+    size = min(ROWS, max(FEW, CELLS // widest // FEW * FEW))
+    block = torch.zeros(size, _round_up(rows.shape[1]), dtype=like.dtype, device=like.device)
     out = np.empty((len(rows), width), dtype=like.detach().cpu().numpy().dtype)
-    with threads(1 if max(rows.shape[1], width) <= NARROW else torch.get_num_threads()):
-        for i in range(0, len(rows), ROWS):
-            some = torch.from_numpy(np.require(rows[i : i + ROWS], requirements=["C", "W"]))
+    with threads(1 if widest <= NARROW else torch.get_num_threads()):
+        for i in range(0, len(rows), size):
+            some = torch.from_numpy(np.require(rows[i : i + size], requirements=["C", "W"]))
             block[: len(some), : rows.shape[1]] = some
             block[len(some) :] = 0
-            out[i : i + ROWS] = net(block)[: len(some), :width].cpu().numpy()
+            out[i : i + size] = net(block)[: len(some), :width].cpu().numpy()
     return out
 
 

@@ -1,13 +1,23 @@
-"""Pure functions of rows and their reconstructions; NaN in x is an unseen cell and does not count."""
+"""Pure functions of rows, codes and reconstructions; NaN in x is an unseen cell and does not count.
+
+Codes may be arrays or any of scipy.sparse.
+"""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import issparse
 
-__all__ = ["Explained", "explained_variance", "row_errors", "share"]
+from retell.recovery import Detection, Recovery, recovery, stability, uniqueness
+
+__all__ = [
+    "Detection", "Explained", "Recovery", "dead_share", "explained_variance", "fvu", "l0", "recovery", "row_errors",
+    "share", "shrinkage", "stability", "uniqueness",
+]  # fmt: skip
 
 Array = npt.NDArray[Any]
 
@@ -32,6 +42,108 @@ def explained_variance(x: Array, x_hat: Array) -> float:
     explained = Explained(np.where(seen, x, 0.0).sum(0) / np.maximum(seen.sum(0), 1))
     explained.add(x, x_hat)
     return explained.score
+
+
+def fvu(x: Array, x_hat: Array) -> float:
+    """Fraction of variance unexplained, Σ (x - x̂)² / Σ (x - mean)², over all cells and not a mean of ratios of rows.
+
+    Parameters
+    ----------
+    x, x_hat : ndarray of shape (N, D)
+        In one unit for all columns: as the loss has them, scaled.
+
+    Returns
+    -------
+    float
+        0.0 is perfect, 1.0 what the mean leaves.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from retell.metrics import fvu
+    >>> x = np.array([[1.0, 0.0], [3.0, 0.0]])
+    >>> fvu(x, x), fvu(x, x.mean(0) + 0 * x)
+    (0.0, 1.0)
+    """
+    return 1 - explained_variance(x, x_hat)
+
+
+def l0(h: Any) -> float:
+    """Active units of a row, on average: those that are not 0, whatever their sign.
+
+    Parameters
+    ----------
+    h : array or scipy.sparse of shape (N, K)
+
+    Examples
+    --------
+    >>> from retell.metrics import l0
+    >>> l0([[0.0, 2.0, 1.0], [0.0, 0.0, 3.0]])
+    1.5
+    """
+    h = h if issparse(h) else np.asarray(h)
+    return float(_active(h).sum() / h.shape[0])
+
+
+def dead_share(h: Any) -> float:
+    """Share of the units that are 0 in all rows.
+
+    Parameters
+    ----------
+    h : array or scipy.sparse of shape (N, K)
+        As many rows as one wants to wait for: a rare feature is not dead.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from scipy.sparse import csr_array
+    >>> from retell.metrics import dead_share
+    >>> h = np.array([[0.0, 2.0, 1.0, 0.0], [0.0, 0.0, 3.0, 0.0]])
+    >>> dead_share(h), dead_share(csr_array(h))
+    (0.5, 0.5)
+    """
+    return float((_active(h) == 0).mean())
+
+
+def shrinkage(x: Array, x_hat: Array) -> float:
+    """Relative reconstruction bias γ = argmin_c Σ (x̂ / c - x)² = Σ x̂² / Σ x · x̂.
+
+    Parameters
+    ----------
+    x, x_hat : ndarray of shape (N, D)
+        About the point from which x̂ shrinks: scaled rows, whose mean is 0. A mean that both share hides shrinkage.
+
+    Returns
+    -------
+    float
+        1.0 is unbiased; below it reconstructions are too short, as an L1 penalty makes them; NaN where every x̂ is 0.
+
+    References
+    ----------
+    Rajamanoharan et al. 2024, "Improving Dictionary Learning with Gated Sparse Autoencoders". SynthSAEBench's
+    shrinkage is another figure, the rows' mean of |x̂| / |x|, which falls with whatever is left unexplained.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from retell.metrics import shrinkage
+    >>> x = np.array([[1.0, -2.0], [-1.0, 2.0]])
+    >>> shrinkage(x, 0.75 * x)
+    0.75
+    """
+    seen = ~np.isnan(x)
+    x, x_hat = np.where(seen, x, 0.0), np.where(seen, x_hat, 0.0)
+    along = float(np.einsum("nd,nd->", x, x_hat, dtype=float))
+    return float(np.einsum("nd,nd->", x_hat, x_hat, dtype=float)) / along if along else math.nan
+
+
+def _active(h: Any) -> Array:
+    """In how many rows each unit (K,) is not 0."""
+    if issparse(h):
+        entries = h.tocoo()
+        return np.bincount(entries.coords[1][entries.data != 0], minlength=h.shape[1])
+    counts: Array = np.count_nonzero(np.asarray(h), axis=0)
+    return counts
 
 
 class Explained:

@@ -20,6 +20,7 @@ from retell.codec import Codec
 from retell.density import Density
 from retell.factors import Factors
 from retell.grammar import read_parts
+from retell.likeness import Norms
 from retell.parts import Part
 from retell.plan import Parts, build_codec
 from retell.scaling import Scaling
@@ -51,6 +52,10 @@ class Fitted(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     filler: str
     """"network" or "factors": what completes rows."""
     n_factors: int
+    independent: bool = False
+    """Whether the units' density is one for each."""
+    norms: Norms | None = None
+    """Of the training rows: low and high quantile, and root mean square, of their scaled norms."""
     best_loss: float
     score: float
     """R² of the best epoch on held-out rows, or on all rows where none were held out."""
@@ -118,7 +123,8 @@ def read(path: str | PathLike[str], parts: Iterable[type[Part]] = ()) -> Model:
         raise ModelFileError(f"{path} has a table that this version does not know: {sorted(config)[0]}")
     D, K = fitted.n_features, fitted.n_components
     shapes: dict[str, tuple[int, ...]] = {f"scaling.{name}": (D,) for name in Scaling.__dataclass_fields__}
-    shapes |= {"density.noise": (D,), "density.code_mean": (K,), "density.whiten": (K, K)}
+    shapes |= {"density.noise": (D,), "density.code_mean": (K,)}
+    shapes |= {"density.whiten": (K,) if fitted.independent else (K, K)}
     shapes |= {"factors.loadings": (D, fitted.n_factors), "factors.noise": (D,)}
     kinds = {name: (shape, "F64") for name, shape in shapes.items()}
     weights = codec.state_dict().items()

@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.sparse import csr_array
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from retell.codec import Codec
 from retell.constraints import UnitRMS
+from retell.csr import Few, joined, nonzero, times
 from retell.inference import Inference
 from retell.objective import Objective
-from retell.rows.blocks import release
+from retell.rows.blocks import blocks, release, rows_a_block
 from retell.scaling import Scaling
 from retell.solvers.codes import check_map, optimise
 from retell.spread import Work, spread
@@ -78,7 +80,11 @@ class Reader:
         return mean
 
     def reconstruct(self, x: Array, how: str = "encoder") -> Array:
-        return self.decode(self.encode(x, how))
+        """Scaled rows (N, D), NaN where unseen, to reconstructions (N, D)."""
+        x_hat = np.empty(x.shape)
+        for i, some in blocks(x, rows_a_block(max(self.codec.n_units, x.shape[1]))):
+            x_hat[i : i + len(some)] = self.decode(self.encode(some, how))
+        return x_hat
 
     def log_joint(self, x: Array, h: Array) -> tuple[Array, Array]:
         """log p(x | h) and log p(h) (N,) of scaled rows and their codes.
@@ -111,17 +117,33 @@ class Reader:
             Is given every block in which something is not finite, and the number of its first row.
         """
 
+        def take(i: int, j: int, h: Array) -> None:
+            out[i:j] = h
+            release(out[i:j])
+
+        self.coded(take, rows, how, check)
+        return out
+
+    def transform_sparse(self, rows: Array, how: str, check: Check) -> csr_array:
+        """As `transform`, what is not zero; of the rows' own dtype."""
+        parts: dict[int, Few] = {}
+
+        def take(i: int, _j: int, h: Array) -> None:
+            parts[i] = nonzero(h.astype(rows.dtype, copy=False))
+
+        self.coded(take, rows, how, check)
+        return joined([parts[i] for i in sorted(parts)], self.codec.n_units)
+
+    def coded(
+        self, take: Callable[[int, int, Array], None], rows: Array, how: str, check: Check, *, alone: bool = False
+    ) -> None:
+        """take(i, j, h) for the codes of the rows i to j of every block, good until the next ones; as `each`."""
+
         def start() -> Work:
             codes = self._coder(rows, how, check)
+            return lambda i, j: take(i, j, codes(i, j))
 
-            def work(i: int, j: int) -> None:
-                out[i:j] = codes(i, j)
-                release(out[i:j])
-
-            return work
-
-        self._spread(start, rows)
-        return out
+        self._spread(start, rows, alone=alone)
 
     def inverse(self, h: Array, out: Array, check: Check) -> Array:
         """Reconstructions (N, D) of codes (N, K), in the rows' own units, written to `out`; as `transform`."""
@@ -139,6 +161,28 @@ class Reader:
             return work
 
         self._spread(start, h)
+        return out
+
+    def inverse_sparse(self, h: csr_array, out: Array) -> Array:
+        """As `inverse`, of codes that are mostly zero; a linear decoder reads what is not."""
+        decoder, linear = self.own.decoder, not self.codec.decoder.deep
+        bias = decoder.biases[-1][: decoder.n_outputs]
+
+        def start() -> Work:
+            make = self._maker(h.shape[0])
+
+            def work(i: int, j: int) -> None:
+                if linear:
+                    some = times(h[i:j], decoder.weights[0])[:, : decoder.n_outputs] + bias
+                    x_hat: Array = self.objective.loss.mean(some).double().cpu().numpy()
+                else:
+                    x_hat = make(torch.from_numpy(h[i:j].toarray()))[0]
+                out[i:j] = self._scaling.back(x_hat)
+                release(out[i:j])
+
+            return work
+
+        spread(start, h.shape[0], rows_a_block(out.shape[1]) if linear else self.own.encoder.size)
         return out
 
     def each(self, take: Callable[..., None], rows: Array, how: str, check: Check, *, alone: bool = False) -> None:

@@ -10,14 +10,14 @@ import numpy.typing as npt
 import torch
 
 from retell.completion import filler, rows_to_ask
-from retell.constraints import UnitRMS
 from retell.corruptions import Mask, Nothing
-from retell.density import Density
+from retell.density import WIDE, Density, Tally, noise
+from retell.likeness import norms_of
 from retell.metrics import explained_variance, share
 from retell.model_file import Fitted, Model
 from retell.plan import Plan
 from retell.reader import Reader
-from retell.rows.blocks import spaced, take
+from retell.rows.blocks import blocks, rows_a_block, spaced, take
 from retell.seeds import HIDE, generator
 from retell.solvers.exact import times
 from retell.survey import enough
@@ -68,6 +68,8 @@ def record(training: Training, columns: list[str] | None) -> Model:
         n_iter=len(epochs),
         stopped_by=training.stopped_by,
         filler=_filler(plan, account),
+        independent=account.density.diagonal,
+        norms=norms_of(seen.x_judged, seen.scaling.centre),
         n_factors=seen.factors.loadings.shape[1],
         best_loss=training.best_loss,
         score=account.score,
@@ -96,12 +98,12 @@ def _of_covariance(training: Training) -> _Account:
     W, V = (net.last.weight.detach().double().cpu().numpy() for net in (codec.encoder, codec.decoder))
     covariance = times(W, spectrum.times(W.T, spanned=not isinstance(plan.parts.corruption, Mask)))
     codec.rms.copy_(torch.from_numpy(np.sqrt(np.diag(covariance))))
-    noise = training.column_errors(Nothing(), held_out=False)
-    score = train_score = share(noise.sum(), spectrum.variances.sum())
+    errors = training.column_errors(Nothing(), held_out=False)
+    score = train_score = share(errors.sum(), spectrum.variances.sum())
     if len(plan.held_out):
-        noise = training.column_errors(Nothing(), held_out=True)
-        score = share(noise.sum(), plan.survey.variation)
-    density = Density.of(noise, np.zeros(len(W)), covariance)
+        errors = training.column_errors(Nothing(), held_out=True)
+        score = share(errors.sum(), plan.survey.variation)
+    density = Density.of(errors, np.zeros(len(W)), covariance)
     return _Account(density, score, train_score, lambda rows: times(times(np.nan_to_num(rows), W.T), V.T))
 
 
@@ -110,17 +112,26 @@ def _of_rows(plan: Plan) -> _Account:
     codec, seen, how = plan.codec, plan.survey, plan.settings.inference
     some = np.union1d(spaced(np.arange(len(seen.rows)), enough(seen.rows.shape[1])), seen.judged)
     x = seen.scaling.to(take(seen.rows, some))
-    reader = Reader(codec, plan.parts.objective, plan.parts.constraint)
-    h = reader.encode(x)
-    codec.rms.copy_(torch.as_tensor(UnitRMS().unit(torch.from_numpy(h))))
+    x_hat, codes = _through(plan, x, "encoder")
+    codec.rms.copy_(torch.from_numpy(np.sqrt(codes.mean_square + torch.finfo(codec.rms.dtype).eps)))
     if how != "encoder":  # such codes depend on what counts as one
-        reader = Reader(codec, plan.parts.objective, plan.parts.constraint)
-        h = reader.encode(x, how)
-    x_hat = reader.decode(h)
+        x_hat, codes = _through(plan, x, how)
+    reader = Reader(codec, plan.parts.objective, plan.parts.constraint)
     judged, trained = np.isin(some, seen.judged), ~np.isin(some, plan.held_out)
     return _Account(
-        Density.fit(x[judged] - x_hat[judged], h),
+        Density.of(noise(x[judged] - x_hat[judged]), codes.mean, codes.covariance),
         explained_variance(x[judged], x_hat[judged]),
         explained_variance(x[trained], x_hat[trained]),
         lambda rows: reader.reconstruct(rows, how),
     )
+
+
+def _through(plan: Plan, x: Array, how: str) -> tuple[Array, Tally]:
+    """Reconstructions of scaled rows, and what is to be known of their codes; wide ones a few at a time."""
+    reader, K = Reader(plan.codec, plan.parts.objective, plan.parts.constraint), plan.codec.n_units
+    x_hat, codes = np.empty(x.shape), Tally(K)
+    for i, some in blocks(x, len(x) if K <= WIDE else rows_a_block(K)):
+        h = reader.encode(some, how)
+        codes.add(h)
+        x_hat[i : i + len(some)] = reader.decode(h)
+    return x_hat, codes

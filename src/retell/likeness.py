@@ -1,0 +1,82 @@
+"""Whether rows look like those of a fit, from three numbers and a few of the rows.
+
+    r_n = sqrt(mean_d (x_nd - centre_d)²)     over seen cells, in the scaled space
+
+Of the training rows their 1 % and 99 % quantiles and their root mean square are kept. Single rows may be as strange as
+they like: that is for `score_samples` to tell.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from retell.rows.blocks import take
+from retell.scaling import Scaling
+
+__all__ = ["Norms", "norms_of", "warn_unlike"]
+
+Array = npt.NDArray[Any]
+Norms = tuple[float, float, float]
+"""Low and high quantile, and root mean square, of the rows' r."""
+
+FEWEST, MOST, CELLS = 32, 256, 2**18  # rows without which nothing is said; rows, and cells, that are enough to tell
+BEYOND = 3.0  # times the range of the training rows, either way, that most rows must leave
+FAR = 3.0  # root mean squares of the training rows by which the medians must be off
+
+
+def norms_of(x: Array, centre: Array) -> Norms:
+    """Of scaled rows (N, D), NaN where unseen."""
+    r = _sizes(x - centre)
+    if not len(r):
+        return 0.0, 0.0, 0.0
+    low, high = np.quantile(r, (0.01, 0.99))
+    return float(low), float(high), float(np.sqrt((r**2).mean()))
+
+
+def warn_unlike(rows: Array, scaling: Scaling, norms: Norms | None) -> None:
+    """Warn, in a sentence, where most of some rows (N, D) in their own units, or their medians, are far from the fit's.
+
+    Evenly spaced rows are looked at, some 256; of fewer than 32 nothing is said.
+    """
+    if norms is None or len(rows) < FEWEST:
+        return
+    low, high, usual = norms
+    step = -(-len(rows) // max(FEWEST, min(MOST, CELLS // rows.shape[1])))
+    with np.errstate(over="ignore", invalid="ignore"):
+        off = scaling.to(take(rows, np.arange(0, len(rows), step))) - scaling.centre
+        off[~np.isfinite(off)] = np.nan  # what is infinite is refused elsewhere, by name
+        r, middle = _sizes(off), _middle(off)
+    share = float(((r > BEYOND * high) | (r < low / BEYOND)).mean()) if len(r) else 0.0
+    away = float(np.sqrt((middle**2).mean())) / usual if usual and len(middle) else 0.0
+    if share > 0.5:
+        said = f"most of them have {float(np.median(r)) / usual if usual else np.inf:.3g} times the norm"
+    elif away > FAR:
+        said = f"their columns' medians are {away:.3g} spreads away"
+    else:
+        return
+    warnings.warn(
+        f"these rows do not look like those of the fit, scaled as those were: {said}; give them in the units of the fit"
+        " (retell.diagnose says more)",
+        UserWarning,
+        stacklevel=4,
+    )
+
+
+def _sizes(off: Array) -> Array:
+    """r of the rows that have any cell."""
+    seen = ~np.isnan(off)
+    count = seen.sum(1)
+    squares = np.where(seen, off, 0.0) ** 2
+    sizes: Array = np.sqrt(squares.sum(1)[count > 0] / count[count > 0])
+    return sizes
+
+
+def _middle(off: Array) -> Array:
+    """Medians of the columns that have any cell: a few strange rows do not move them."""
+    there = off[:, ~np.isnan(off).all(0)]
+    middle: Array = np.nanmedian(there, axis=0)
+    return middle
