@@ -282,7 +282,7 @@ REFUSED = {
     "3-D": (ROWS.reshape(N, D, 1), r"3"),
     "a number": (3.0, r"Expected 2D array, got scalar array"),
     "None": (None, r"None|scalar"),
-    "a string": ("rows.csv", r"text|scalar|string"),
+    "a string": ("rows", r"ends in .nothing."),
     "a dict": ({"a": [1, 2]}, r"dict"),
     "a series": (pd.Series(ROWS[:, 0]), r"Expected a? ?2[- ]?[dD]"),
     "ragged": ([[1.0, 2.0], [3.0]], r"row 1|inhomogeneous|ragged"),

@@ -25,7 +25,9 @@ from retell.plan import Parts, Plan, make_plan, plan_on
 from retell.reader import Reader
 from retell.record import record
 from retell.rows.arrays import check_finite, check_kinds, check_support, unmasked
-from retell.rows.blocks import release
+from retell.rows.blocks import blocks, release
+from retell.rows.files import read_rows
+from retell.rows.shards import Shards
 from retell.seeds import seed_of
 from retell.settings import Settings, as_settings
 from retell.spread import calm
@@ -250,9 +252,13 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
         Parameters
         ----------
-        X : array or frame of shape (N, D)
-            Numbers; NaN is an unseen cell. A memory-mapped array of float32 or float64 in C order is not copied
-            but read in blocks, by closed forms once; of another type it is converted as a whole.
+        X : array or frame of shape (N, D), or path
+            Numbers; NaN is an unseen cell. float16, float32 and float64 are kept as they are; rows of another type
+            or not in C order are converted as a whole. A path is that of a file (.npy, .npz, .safetensors, .csv,
+            .parquet), or of a folder of .npy, .npz and .safetensors files, which hold some rows each, float16 or
+            bfloat16 too. Such rows, and memory-mapped arrays, are not copied but read in blocks, by closed forms
+            once. Where they are more than 128 MB, gradient steps do not take them one by one: chunks of 4 MB, in
+            random order, go through a pool of 128 MB, and rows are drawn from that; and runs of rows are held out.
         y : ignored
         checkpoint : path, optional
             A folder where the state of the fit is kept, every few seconds. If it holds the state of the same
@@ -315,15 +321,16 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
         Parameters
         ----------
-        X : array or frame of shape (N, D)
-            A memory-mapped array of float32 or float64 in C order is read once, in blocks, in constant memory.
+        X : array or frame of shape (N, D), or path
+            As in `fit`. A memory-mapped array of floats in C order, and files, are read once, in blocks, in
+            constant memory.
         out : ndarray of shape (N, K), optional
             Where the codes are written, as in a `numpy.memmap` when they are larger than memory.
 
         Returns
         -------
         ndarray of shape (N, K)
-            `out`, or an array of the dtype of X (float64 where that is neither float32 nor float64).
+            `out`, or an array of the dtype of X; float32 for float16 and bfloat16, float64 for other types.
         """
         self._check_fitted()
         rows, check = self._checked(X)
@@ -334,13 +341,15 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
         Parameters
         ----------
-        H : array or frame of shape (N, K)
+        H : array or frame of shape (N, K), or path
         out : ndarray of shape (N, D), optional
             As in `transform`.
         """
         self._check_fitted()
+        H = read_rows(H) if isinstance(H, str | os.PathLike) else H
         check_kinds(H)
-        H = check_array(H, dtype=(np.float64, np.float32), order="C", ensure_all_finite=False, input_name="H")
+        if not isinstance(H, Shards):
+            H = check_array(H, dtype=(np.float64, np.float32), order="C", ensure_all_finite=False, input_name="H")
         if H.shape[1] != self.n_components_:
             raise ValueError(f"H has {H.shape[1]} columns, this model's codes have {self.n_components_}")
 
@@ -557,24 +566,29 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
     def _named_rows(self, X: Any, *, reset: bool = False, parts: Parts | None = None) -> tuple[Array, Any]:
         """X as an array of floats, and its columns' names or None; values are read only for `parts`."""
-        X = unmasked(X)
+        X = unmasked(read_rows(X) if isinstance(X, str | os.PathLike) else X)
         check_kinds(X)
         least = 2 if reset else 1
         reader = copy(self) if reset else self  # a fit that fails leaves the old model as it was
-        rows: Array = validate_data(
+        rows: Any = validate_data(
             reader,
             X,
             reset=reset,
-            dtype=(np.float64, np.float32),
+            dtype=(np.float64, np.float32, np.float16),
             order="C",  # sums depend on the order in memory, to the bit
             ensure_all_finite=False,
             ensure_min_samples=least,
+            skip_check_array=isinstance(X, Shards),
         )
+        if len(rows) < least:  # of shards
+            raise ValueError(f"{least} rows or more were expected, got {len(rows)}")
+        rows = Shards.of(rows) if rows.dtype == np.float16 else rows
         names = getattr(reader, "feature_names_in_", None)
         if parts is not None:
-            check_finite(rows, names)
             loss = parts.objective.loss
-            check_support(rows, loss.support, loss, names)
+            for first, block in blocks(rows):
+                check_finite(block, names, first=first)
+                check_support(block, loss.support, loss, names, first=first)
         return rows, names
 
     def _encode(self, x: Array) -> Array:
@@ -620,7 +634,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
 def _aligned(rows: Array) -> Array:
     """The rows, a copy only where their numbers lie across machine words, and no subclass."""
-    return np.require(np.asarray(rows), requirements=["A"])
+    return rows if isinstance(rows, Shards) else np.require(np.asarray(rows), requirements=["A"])
 
 
 def _room(out: Any, shape: tuple[int, ...], like: Array) -> Array:
