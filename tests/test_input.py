@@ -430,6 +430,7 @@ PARAMETERS = {
     "validation_fraction": [0, 1, 1.5, -0.1, None, np.nan],
     "n_iter_no_change": [0, -1, 2.5],
     "tol": [-1e-4, None, "small", np.nan],
+    "max_norm": [1, 0.5, -2.0, np.nan, np.inf, "big"],
     "device": [3, None, "gpu", "tpu:0", "cuda:x"],
     "precision": ["float16", "double", 32, None],
     "random_state": [-1, 1.5, "seed", [1]],

@@ -27,6 +27,7 @@ from retell.record import record
 from retell.rows.arrays import check_finite, check_kinds, check_support, unmasked
 from retell.rows.blocks import blocks, release
 from retell.rows.files import read_rows
+from retell.rows.massive import Limit
 from retell.rows.shards import Shards
 from retell.seeds import seed_of
 from retell.settings import Settings, as_settings
@@ -94,6 +95,11 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         None centres columns; "standard" also divides each by its standard deviation; "auto" divides all by
         one factor where spreads are alike, each by its own elsewhere. Losses on a bounded support leave the
         rows as they are.
+    max_norm : float or None, default=None
+        Rows that are further from the medians of the columns than so many times the median of these distances, in the
+        rows' own units, are not fitted to: they count for no scaling, start, step, judgement or density. Above 1; 10
+        leaves out the massive activations of language models' first tokens, 10 to 100 times as long as others, which
+        would be all that a fit sees. `n_left_out_` says how many they were. All other methods take them as any row.
     solver : {"auto", "exact", "dense", "descend"}, default="auto"
         "exact" is the closed form, "descend" the reference loop with autograd's gradients, "dense" the same loop
         with gradients that are written out, several times faster on small nets. "auto" is the first of exact,
@@ -167,6 +173,8 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         fitted to all rows given: the yardstick.
     solver_ : str
         The solver that was used.
+    n_left_out_ : int
+        Rows that `max_norm` has left out of the fit.
 
     Raises
     ------
@@ -202,6 +210,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         corruption: Any = "Nothing()",
         constraint: Any = "auto",
         scale: str | None = "auto",
+        max_norm: float | None = None,
         solver: str = "auto",
         batch_size: Any = "auto",
         learning_rate_init: Any = "auto",
@@ -230,6 +239,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         self.corruption = corruption
         self.constraint = constraint
         self.scale = scale
+        self.max_norm = max_norm
         self.solver = solver
         self.batch_size = batch_size
         self.learning_rate_init = learning_rate_init
@@ -246,6 +256,8 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         self.verbose = verbose
         self.start = start
         self.inference = inference
+
+    _training: Training  # between calls of partial_fit
 
     def fit(self, X: Any, y: Any = None, *, checkpoint: str | os.PathLike[str] | None = None) -> Self:
         """Learn the code of rows X (N, D); y is ignored.
@@ -287,7 +299,8 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         [1, 2, 3]
         """
         settings, parts = self._settings()
-        rows, names = self._named_rows(X, reset=True)
+        # what is left out is looked at here, and never again
+        rows, names = self._named_rows(X, reset=True, parts=None if settings.max_norm is None else parts)
         training = self._begin(settings, parts, rows, checkpoint, names)
         yield from training.epochs()
         self._take(training, names)
@@ -307,11 +320,14 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         first = not hasattr(self, "_training")
         settings, parts = self._settings()
         rows, names = self._named_rows(X, reset=not hasattr(self, "codec_"), parts=parts)
+        limit = self._limit(settings, rows) if first else self._training.limit
+        rows, left_out = self._within(limit, rows)
         if first:
-            self._training = Training(self._on(settings, parts, rows))
+            self._training = Training(self._on(settings, parts, rows), limit=limit)
         plan = self._training.plan
         if not first:
             plan.go_on_with(rows)
+        self._training.left_out += left_out
         self._training.more(plan.rows())
         self._take(self._training, names)
         return self
@@ -532,6 +548,8 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         names: Any = None,
     ) -> Training:  # fmt: skip
         """A fit before its first epoch."""
+        limit = self._limit(settings, rows)
+        rows, left_out = self._within(limit, rows)
         found = None if checkpoint is None else read_checkpoint(checkpoint)
         seed = seed_of(self.random_state) if found is None else int(found[0]["seed"])
         with calm(rows.shape[1]):
@@ -539,7 +557,22 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         auto.warn_identity(plan.codec, plan.parts.objective, plan.parts.corruption)
         if self.verbose:
             print(f"solver {plan.solver}: {plan.reason}", file=sys.stderr)
-        return Training(plan, checkpoint, found)
+        return Training(plan, checkpoint, found, limit=limit, left_out=left_out)
+
+    def _limit(self, settings: Settings, rows: Array) -> Limit | None:
+        """What `max_norm` means for these rows."""
+        return None if settings.max_norm is None else Limit.of(rows, settings.max_norm)
+
+    def _within(self, limit: Limit | None, rows: Any) -> tuple[Any, int]:
+        """The rows within a limit, and how many are not."""
+        if limit is None:
+            return rows, 0
+        out = limit.beyond(rows)
+        if self.verbose:
+            print(f"max_norm={limit.multiple:g}: {len(out):,} of {len(rows):,} rows are left out", file=sys.stderr)
+        if len(out) == len(rows):
+            raise ValueError(f"all of the {len(rows)} rows are beyond max_norm={limit.multiple:g}: raise it")
+        return (rows if isinstance(rows, Shards) else Shards.of(rows)).without(out) if len(out) else rows, len(out)
 
     def _settings(self) -> tuple[Settings, Parts]:
         """The parameters, checked; parts as objects."""
@@ -628,7 +661,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         if model.fitted.columns is not None:
             self.feature_names_in_ = np.array(model.fitted.columns, dtype=object)
         for name in ("n_components", "n_iter", "best_loss", "pca_score", "loss_curve", "validation_scores",
-                     "history", "solver"):  # fmt: skip
+                     "history", "solver", "n_left_out"):  # fmt: skip
             setattr(self, f"{name}_", getattr(model.fitted, name))
 
 

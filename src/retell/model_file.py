@@ -51,6 +51,8 @@ class Fitted(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     filler: str
     """"network" or "factors": what completes rows."""
     n_factors: int
+    n_left_out: int = 0
+    """Rows that `max_norm` has left out."""
     best_loss: float
     score: float
     """R² of the best epoch on held-out rows, or on all rows where none were held out."""

@@ -69,6 +69,7 @@ def record(training: Training, columns: list[str] | None) -> Model:
         stopped_by=training.stopped_by,
         filler=_filler(plan, account),
         n_factors=seen.factors.loadings.shape[1],
+        n_left_out=training.left_out,
         best_loss=training.best_loss,
         score=account.score,
         train_score=account.train_score,
