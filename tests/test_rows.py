@@ -1,6 +1,7 @@
 """Files of rows: every kind comes back as it went, and what is no file of numbers is refused with its reason."""
 
 import datetime
+import os
 import zipfile
 from pathlib import Path
 
@@ -17,7 +18,7 @@ NAMES = ["height", "weight, kg", 'the "third"']
 ROWS = np.array([[1.5, np.nan, -3.0], [0.1, 2e300, 7.0]])
 
 
-@pytest.mark.parametrize("suffix", [".npy", ".npz", ".csv", ".parquet", ".CSV"])
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".safetensors", ".csv", ".parquet", ".CSV"])
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_each_kind_comes_back_as_it_went(tmp_path: Path, suffix: str, dtype: type) -> None:
     with np.errstate(over="ignore"):
@@ -83,7 +84,7 @@ TEXTS = {
     "text.npy": ("a,b\n1,2\n", "can't be read as .npy"),
     "text.npz": ("a,b\n1,2\n", "no .npz of numbers"),
     "text.parquet": ("a,b\n1,2\n", "can't be read as .parquet"),
-    "text.xlsx": ("a", "ends in '.xlsx': one of .npy, .npz, .csv, .parquet was expected"),
+    "text.xlsx": ("a", "ends in '.xlsx': one of .npy, .npz, .safetensors, .csv, .parquet was expected"),
     "text": ("a", "ends in 'nothing'"),
 }
 
@@ -107,8 +108,11 @@ def test_missing_files_and_folders(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="there is no file"):
         read_rows(tmp_path / "x.npy")
     (tmp_path / "x.npy").mkdir()
-    with pytest.raises(ValueError, match="is not a file"):
+    with pytest.raises(ValueError, match="holds no files"):
         read_rows(tmp_path / "x.npy")
+    os.mkfifo(tmp_path / "y.npy")
+    with pytest.raises(ValueError, match="is not a file"):
+        read_rows(tmp_path / "y.npy")
 
 
 def test_nothing_is_unpickled(tmp_path: Path) -> None:
@@ -123,11 +127,11 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
 @pytest.mark.parametrize("cut", [3, 100, 200])
 def test_truncated_files_are_refused(tmp_path: Path, cut: int) -> None:
     rows = np.random.default_rng(0).normal(size=(40, 3))
-    for suffix in (".npy", ".npz", ".parquet"):
+    for suffix in (".npy", ".npz", ".safetensors", ".parquet"):
         path = tmp_path / f"x{suffix}"
         write_rows(path, rows, NAMES)
         path.write_bytes(path.read_bytes()[:cut])
-        with pytest.raises(ValueError, match=r"can't be read|no \.npz"):
+        with pytest.raises(ValueError, match=r"can't be read|no \.npz|is damaged"):
             read_rows(path)
 
 

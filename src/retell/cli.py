@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,11 +24,13 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-ROWS = "Rows: .npy, .npz, .csv or .parquet. NaN or an empty cell is unseen."
+ROWS = "Rows: .npy, .npz, .safetensors, .csv, .parquet; a folder of the first three. NaN or an empty cell is unseen."
 
 Data = Annotated[Path, Parameter(help=ROWS)]
 Folder = Annotated[Path, Parameter(help="A model folder.")]
-Output = Annotated[Path, Parameter(name=["--output", "-o"], help="File to write: .npy, .npz, .csv or .parquet.")]
+Output = Annotated[
+    Path, Parameter(name=["--output", "-o"], help="File to write: .npy, .npz, .safetensors, .csv or .parquet.")
+]
 Force = Annotated[bool, Parameter(negative=(), show_default=False, help="Replace what is already there.")]
 Quiet = Annotated[
     bool, Parameter(name=["--quiet", "-q"], negative=(), show_default=False, help="No messages but errors.")
@@ -88,8 +91,8 @@ def fit(
 def encode(model: Folder, data: Data, /, *, output: Output, force: Force = False, quiet: Quiet = False) -> None:
     """Write the codes of the rows of DATA."""
 
-    def codes(autoencoder: Autoencoder, rows: Any) -> Any:
-        return autoencoder.transform(rows)
+    def codes(autoencoder: Autoencoder, rows: Any, out: Any) -> Any:
+        return autoencoder.transform(rows, out=out)
 
     _apply(model, data, output, codes, lambda it: list(it.get_feature_names_out()), force=force, quiet=quiet)
 
@@ -98,8 +101,8 @@ def encode(model: Folder, data: Data, /, *, output: Output, force: Force = False
 def decode(model: Folder, codes: Data, /, *, output: Output, force: Force = False, quiet: Quiet = False) -> None:
     """Write the rows that CODES stand for."""
 
-    def rows(autoencoder: Autoencoder, codes: Any) -> Any:
-        return autoencoder.inverse_transform(codes)
+    def rows(autoencoder: Autoencoder, codes: Any, out: Any) -> Any:
+        return autoencoder.inverse_transform(codes, out=out)
 
     _apply(model, codes, output, rows, _column_names, force=force, quiet=quiet)
 
@@ -119,8 +122,8 @@ def reconstruct(
 ) -> None:
     """Write what the model makes of the rows of DATA."""
 
-    def rows(autoencoder: Autoencoder, rows: Any) -> Any:
-        return autoencoder.reconstruct(rows, keep_seen=keep_seen)
+    def rows(autoencoder: Autoencoder, rows: Any, out: Any) -> Any:
+        return autoencoder.reconstruct(rows, keep_seen=keep_seen, out=out)
 
     _apply(model, data, output, rows, _column_names, force=force, quiet=quiet)
 
@@ -139,7 +142,7 @@ def score(
 ) -> None:
     """Log density of each row of DATA, in nats: the lower, the stranger the row."""
 
-    def densities(autoencoder: Autoencoder, rows: Any) -> Any:
+    def densities(autoencoder: Autoencoder, rows: Any, _out: Any = None) -> Any:
         return autoencoder.score_samples(rows)
 
     if output is not None:
@@ -207,24 +210,41 @@ def _apply(
     model: Path,
     data: Path,
     output: Path,
-    work: Callable[[Autoencoder, Any], Any],
+    work: Callable[[Autoencoder, Any, Any], Any],
     names: Callable[[Autoencoder], Sequence[str]],
     *,
     force: bool,
     quiet: bool,
 ) -> None:
     """From a file of rows, through a model, to another file."""
-    from retell.rows.files import check_suffix, write_rows
+    from retell.rows.files import check_suffix, read_rows, write_rows
 
     with blame(USAGE):
         check_suffix(output)
     check_output(output, force=force)
     if output.is_dir():
         raise Failure(USAGE, f"{output} is a folder: choose another name")
-    it, made = _computed(model, data, work)
-    write_rows(output, made, names(it))
+    it = _load(model)
+    with blame(BAD_DATA):
+        rows = read_rows(data)
+    room = _room(output, rows, len(names(it)))
+    with blame(BAD_DATA), room as out:
+        made = work(it, rows, out)
+    if out is None:
+        write_rows(output, made, names(it))
     if not quiet:
         print(f"{output}: {' x '.join(f'{n:,}' for n in made.shape)}", file=sys.stderr)
+
+
+def _room(output: Path, rows: Any, width: int) -> AbstractContextManager[Any]:
+    """Where results are written as they are made: in a .npy file, of rows that are floats. None elsewhere."""
+    from retell.rows.files import room_for
+
+    kind = str(getattr(rows, "dtype", ""))
+    matrix = kind in ("float16", "float32", "float64") and rows.ndim == 2
+    if not matrix or output.suffix.lower() != ".npy" or width == 1:
+        return nullcontext()
+    return room_for(output, (len(rows), width), "float64" if kind == "float64" else "float32")
 
 
 def _computed(model: Path, data: Path, work: Callable[[Autoencoder, Any], Any]) -> tuple[Autoencoder, Any]:

@@ -22,6 +22,7 @@ from retell.corruptions import Nothing
 from retell.metrics import Explained
 from retell.objective import Objective
 from retell.seeds import HELD_OUT, NOISE, generator, row_order
+from retell.spread import ahead
 
 __all__ = ["Descent", "Epoch", "Group", "Judgement", "Moments", "Recipe", "adamw", "clip"]
 
@@ -175,21 +176,21 @@ class Descent:
     def one_epoch(self, x: Tensor, *, constant_rate: bool = False) -> dict[str, float]:
         """One step per batch, batches of equal size, in the order of (seed, epoch)."""
         noise, steps = generator(self.seed, NOISE, self.epoch, device=x.device), self._steps(x)
-        values: list[Tensor] = []
-        sizes = []
+        # memory for the values, or each would hold a place between large tensors, which then find none
+        table = torch.empty(steps, len(self.recipe.objective.names), dtype=torch.float64, device=x.device)
+        sizes: list[int] = []
         self.codec.train()
         try:
             for rows in self._batches(x):
                 rate = self.recipe.learning_rate * (1.0 if constant_rate else self.share(steps))
-                values += self.one_step(rows, noise, rate)
+                table[len(sizes)] = torch.stack(self.one_step(rows, noise, rate))
                 sizes.append(rows.shape[0])
         finally:  # an interrupt too leaves a codec that reads each row alone
             self.codec.train(False)
         for moments in self.moments.values():  # those of a dead unit decay to numbers that are slow, and stay
             moments.mean.copy_(torch.hardshrink(moments.mean, NOTHING))
         self.epoch += 1
-        table = torch.stack(values).double().cpu().view(len(sizes), -1)
-        means = torch.tensor(sizes, dtype=torch.float64) @ table / len(x)
+        means = torch.tensor(sizes, dtype=torch.float64) @ table.cpu() / len(x)
         return dict(zip(self.recipe.objective.names, means.tolist(), strict=True))
 
     def one_step(self, x: Tensor, noise: torch.Generator, rate: float) -> list[Tensor]:
@@ -312,12 +313,16 @@ class Descent:
             self.best_rows = self.best_rows if judged is None else judged.rows
         return Epoch(self.epoch, terms, held_out, score, loss, improved, False)
 
-    def _batches(self, x: Tensor) -> Iterator[Tensor]:
+    def _batches(self, x: Any) -> Iterator[Tensor]:
         """The epoch's rows in their order, many taken at a time, a batch given at a time."""
-        order, steps = row_order(self.seed, self.epoch, len(x)).to(x.device), self._steps(x)
+        steps = self._steps(x)
         ends = [len(x) * i // steps for i in range(steps + 1)]
-        ahead = max(1, CELLS // (self.recipe.batch_size * x.shape[1]))
-        several = [ends[i : i + ahead + 1] for i in range(0, steps, ahead)]
+        if getattr(x, "pooled", False):
+            yield from ahead(x.shuffled([end - start for start, end in pairwise(ends)], self.seed, self.epoch))
+            return
+        order = row_order(self.seed, self.epoch, len(x)).to(x.device)
+        most = max(1, CELLS // (self.recipe.batch_size * x.shape[1]))
+        several = [ends[i : i + most + 1] for i in range(0, steps, most)]
         shape = (2, max(some[-1] - some[0] for some in several), x.shape[1])
         if self.taken.shape != shape:
             self.taken = torch.empty(shape, dtype=x.dtype, device=x.device)

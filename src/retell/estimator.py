@@ -28,7 +28,10 @@ from retell.plan import Parts, Plan, make_plan, plan_on
 from retell.reader import Reader
 from retell.record import record
 from retell.rows.arrays import check_finite, check_kinds, check_support, unmasked
-from retell.rows.blocks import release
+from retell.rows.blocks import blocks, release
+from retell.rows.files import read_rows
+from retell.rows.massive import Limit
+from retell.rows.shards import Shards
 from retell.seeds import seed_of
 from retell.settings import Settings, as_settings
 from retell.spread import calm
@@ -96,6 +99,11 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         None centres columns; "standard" also divides each by its standard deviation; "auto" divides all by
         one factor where spreads are alike, each by its own elsewhere. Losses on a bounded support leave the
         rows as they are.
+    max_norm : float or None, default=None
+        Rows that are further from the medians of the columns than so many times the median of these distances, in the
+        rows' own units, are not fitted to: they count for no scaling, start, step, judgement or density. Above 1; 10
+        leaves out the massive activations of language models' first tokens, 10 to 100 times as long as others, which
+        would be all that a fit sees. `n_left_out_` says how many they were. All other methods take them as any row.
     solver : {"auto", "exact", "sparse", "dense", "descend"}, default="auto"
         "exact" is the closed form, "descend" the reference loop with autograd's gradients, "dense" the same loop
         with gradients that are written out, several times faster on small nets, "sparse" the same by the active
@@ -171,6 +179,8 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         fitted to all rows given: the yardstick.
     solver_ : str
         The solver that was used.
+    n_left_out_ : int
+        Rows that `max_norm` has left out of the fit.
 
     Raises
     ------
@@ -206,6 +216,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         corruption: Any = "Nothing()",
         constraint: Any = "auto",
         scale: str | None = "auto",
+        max_norm: float | None = None,
         solver: str = "auto",
         batch_size: Any = "auto",
         learning_rate_init: Any = "auto",
@@ -234,6 +245,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         self.corruption = corruption
         self.constraint = constraint
         self.scale = scale
+        self.max_norm = max_norm
         self.solver = solver
         self.batch_size = batch_size
         self.learning_rate_init = learning_rate_init
@@ -251,14 +263,20 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         self.start = start
         self.inference = inference
 
+    _training: Training  # between calls of partial_fit
+
     def fit(self, X: Any, y: Any = None, *, checkpoint: str | os.PathLike[str] | None = None) -> Self:
         """Learn the code of rows X (N, D); y is ignored.
 
         Parameters
         ----------
-        X : array or frame of shape (N, D)
-            Numbers; NaN is an unseen cell. A memory-mapped array of float32 or float64 in C order is not copied
-            but read in blocks, by closed forms once; of another type it is converted as a whole.
+        X : array or frame of shape (N, D), or path
+            Numbers; NaN is an unseen cell. float16, float32 and float64 are kept as they are; rows of another type
+            or not in C order are converted as a whole. A path is that of a file (.npy, .npz, .safetensors, .csv,
+            .parquet), or of a folder of .npy, .npz and .safetensors files, which hold some rows each, float16 or
+            bfloat16 too. Such rows, and memory-mapped arrays, are not copied but read in blocks, by closed forms
+            once. Where they are more than 128 MB, gradient steps do not take them one by one: chunks of 4 MB, in
+            random order, go through a pool of 128 MB, and rows are drawn from that; and runs of rows are held out.
         y : ignored
         checkpoint : path, optional
             A folder where the state of the fit is kept, every few seconds. If it holds the state of the same
@@ -287,7 +305,8 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         [1, 2, 3]
         """
         settings, parts = self._settings()
-        rows, names = self._named_rows(X, reset=True)
+        # what is left out is looked at here, and never again
+        rows, names = self._named_rows(X, reset=True, parts=None if settings.max_norm is None else parts)
         training = self._begin(settings, parts, rows, checkpoint, names)
         yield from training.epochs()
         self._take(training, names)
@@ -307,11 +326,14 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         first = not hasattr(self, "_training")
         settings, parts = self._settings()
         rows, names = self._named_rows(X, reset=not hasattr(self, "codec_"), parts=parts)
+        limit = self._limit(settings, rows) if first else self._training.limit
+        rows, left_out = self._within(limit, rows)
         if first:
-            self._training = Training(self._on(settings, parts, rows))
+            self._training = Training(self._on(settings, parts, rows), limit=limit)
         plan = self._training.plan
         if not first:
             plan.go_on_with(rows)
+        self._training.left_out += left_out
         self._training.more(plan.rows())
         self._take(self._training, names)
         return self
@@ -321,8 +343,9 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
         Parameters
         ----------
-        X : array or frame of shape (N, D)
-            A memory-mapped array of float32 or float64 in C order is read once, in blocks, in constant memory.
+        X : array or frame of shape (N, D), or path
+            As in `fit`. A memory-mapped array of floats in C order, and files, are read once, in blocks, in
+            constant memory.
         out : ndarray of shape (N, K), optional
             Where the codes are written, as in a `numpy.memmap` when they are larger than memory.
         sparse_output : bool, default=False
@@ -331,7 +354,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         Returns
         -------
         ndarray of shape (N, K), or scipy.sparse.csr_array
-            `out`, or an array of the dtype of X (float64 where that is neither float32 nor float64).
+            `out`, or an array of the dtype of X; float32 for float16 and bfloat16, float64 for other types.
 
         Examples
         --------
@@ -359,7 +382,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
         Parameters
         ----------
-        H : array or frame of shape (N, K), or any of scipy.sparse
+        H : array or frame of shape (N, K), or any of scipy.sparse, or path
         out : ndarray of shape (N, D), optional
             As in `transform`.
         """
@@ -368,8 +391,10 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         if few is not None:
             assert_all_finite(few.data, input_name="H")
             return self._reader.inverse_sparse(few, _room(out, (few.shape[0], self.n_features_in_), few.data))
+        H = read_rows(H) if isinstance(H, str | os.PathLike) else H
         check_kinds(H)
-        H = check_array(H, dtype=(np.float64, np.float32), order="C", ensure_all_finite=False, input_name="H")
+        if not isinstance(H, Shards):
+            H = check_array(H, dtype=(np.float64, np.float32), order="C", ensure_all_finite=False, input_name="H")
         if H.shape[1] != self.n_components_:
             raise ValueError(f"H has {H.shape[1]} columns, this model's codes have {self.n_components_}")
 
@@ -595,6 +620,8 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         names: Any = None,
     ) -> Training:  # fmt: skip
         """A fit before its first epoch."""
+        limit = self._limit(settings, rows)
+        rows, left_out = self._within(limit, rows)
         found = None if checkpoint is None else read_checkpoint(checkpoint)
         seed = seed_of(self.random_state) if found is None else int(found[0]["seed"])
         with calm(rows.shape[1]):
@@ -602,7 +629,22 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         auto.warn_identity(plan.codec, plan.parts.objective, plan.parts.corruption)
         if self.verbose:
             print(f"solver {plan.solver}: {plan.reason}", file=sys.stderr)
-        return Training(plan, checkpoint, found)
+        return Training(plan, checkpoint, found, limit=limit, left_out=left_out)
+
+    def _limit(self, settings: Settings, rows: Array) -> Limit | None:
+        """What `max_norm` means for these rows."""
+        return None if settings.max_norm is None else Limit.of(rows, settings.max_norm)
+
+    def _within(self, limit: Limit | None, rows: Any) -> tuple[Any, int]:
+        """The rows within a limit, and how many are not."""
+        if limit is None:
+            return rows, 0
+        out = limit.beyond(rows)
+        if self.verbose:
+            print(f"max_norm={limit.multiple:g}: {len(out):,} of {len(rows):,} rows are left out", file=sys.stderr)
+        if len(out) == len(rows):
+            raise ValueError(f"all of the {len(rows)} rows are beyond max_norm={limit.multiple:g}: raise it")
+        return (rows if isinstance(rows, Shards) else Shards.of(rows)).without(out) if len(out) else rows, len(out)
 
     def _settings(self) -> tuple[Settings, Parts]:
         """The parameters, checked; parts as objects."""
@@ -629,24 +671,29 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
     def _named_rows(self, X: Any, *, reset: bool = False, parts: Parts | None = None) -> tuple[Array, Any]:
         """X as an array of floats, and its columns' names or None; values are read only for `parts`."""
-        X = unmasked(X)
+        X = unmasked(read_rows(X) if isinstance(X, str | os.PathLike) else X)
         check_kinds(X)
         least = 2 if reset else 1
         reader = copy(self) if reset else self  # a fit that fails leaves the old model as it was
-        rows: Array = validate_data(
+        rows: Any = validate_data(
             reader,
             X,
             reset=reset,
-            dtype=(np.float64, np.float32),
+            dtype=(np.float64, np.float32, np.float16),
             order="C",  # sums depend on the order in memory, to the bit
             ensure_all_finite=False,
             ensure_min_samples=least,
+            skip_check_array=isinstance(X, Shards),
         )
+        if len(rows) < least:  # of shards
+            raise ValueError(f"{least} rows or more were expected, got {len(rows)}")
+        rows = Shards.of(rows) if rows.dtype == np.float16 else rows
         names = getattr(reader, "feature_names_in_", None)
         if parts is not None:
-            check_finite(rows, names)
             loss = parts.objective.loss
-            check_support(rows, loss.support, loss, names)
+            for first, block in blocks(rows):
+                check_finite(block, names, first=first)
+                check_support(block, loss.support, loss, names, first=first)
         return rows, names
 
     def _encode(self, x: Array) -> Array:
@@ -686,13 +733,13 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         if model.fitted.columns is not None:
             self.feature_names_in_ = np.array(model.fitted.columns, dtype=object)
         for name in ("n_components", "n_iter", "best_loss", "pca_score", "loss_curve", "validation_scores",
-                     "history", "solver"):  # fmt: skip
+                     "history", "solver", "n_left_out"):  # fmt: skip
             setattr(self, f"{name}_", getattr(model.fitted, name))
 
 
 def _aligned(rows: Array) -> Array:
     """The rows, a copy only where their numbers lie across machine words, and no subclass."""
-    return np.require(np.asarray(rows), requirements=["A"])
+    return rows if isinstance(rows, Shards) else np.require(np.asarray(rows), requirements=["A"])
 
 
 def _room(out: Any, shape: tuple[int, ...], like: Array) -> Array:

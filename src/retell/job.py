@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retell.exits import BAD_DATA, BAD_MODEL, USAGE, Failure, Terminated, blame, check_output
-from retell.rows.files import check_suffix, read_rows, replacing
+from retell.rows.files import check_data, read_rows, replacing
 
 if TYPE_CHECKING:
     from retell.estimator import Autoencoder
@@ -29,7 +29,7 @@ class Job:
     Parameters
     ----------
     data : str
-        File of rows.
+        File or folder of rows.
     output : str
         Model folder to write.
     force : bool
@@ -92,7 +92,7 @@ class Job:
         """Everything that can be known to be wrong before torch is imported or a row is read."""
         output = Path(self.output)
         with blame(USAGE):
-            check_suffix(Path(self.data))
+            check_data(Path(self.data))
         check_output(output, force=self.force)
         if output.exists() and not (output / "model.toml").is_file():
             raise Failure(USAGE, f"{output} exists and is not a model: choose another name")

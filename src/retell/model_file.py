@@ -56,6 +56,8 @@ class Fitted(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """Whether the units' density is one for each."""
     norms: Norms | None = None
     """Of the training rows: low and high quantile, and root mean square, of their scaled norms."""
+    n_left_out: int = 0
+    """Rows that `max_norm` has left out."""
     best_loss: float
     score: float
     """R² of the best epoch on held-out rows, or on all rows where none were held out."""

@@ -16,7 +16,7 @@ from retell.factors import Factors
 from retell.networks import mirror, mlp
 from retell.objective import Objective
 from retell.parts import Part
-from retell.rows.blocks import spaced, take
+from retell.rows.blocks import CHUNK, pooled, spaced, take
 from retell.scaled import Rows
 from retell.scaling import Scaling
 from retell.seeds import SPLIT, START, generator
@@ -31,6 +31,8 @@ __all__ = ["Parts", "Plan", "build_codec", "make_plan", "plan_on"]
 
 Array = npt.NDArray[Any]
 Widths = tuple[tuple[int, ...], tuple[int, ...]]
+
+RUN = CHUNK // 16  # bytes of rows that are held out together, where a file is read in chunks
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class Plan:
     def rows(self, numbers: Array | None = None) -> Any:
         """Rows by number, all by default: scaled when they are taken, or on the codec's device."""
         rows = Rows(self.survey.rows, self.survey.scaling, self.codec.centre, numbers, holed=self.survey.holes)
-        return rows if rows.device.type == "cpu" else rows[:]
+        return rows if rows.device.type == "cpu" or rows.pooled else rows[:]
 
 
 def make_plan(settings: Settings, parts: Parts, rows: Array, seed: int, names: Any = None) -> Plan:
@@ -103,7 +105,7 @@ def make_plan(settings: Settings, parts: Parts, rows: Array, seed: int, names: A
     ValueError
         If rows are infinite or outside the loss's support, or the settings can't be combined.
     """
-    train, held_out = _split(settings, len(rows), seed)
+    train, held_out = _split(settings, rows, seed)
     seen = survey(rows, settings, parts, _judges(held_out, rows), seed, names)
     given, (n, D) = settings.n_components, rows.shape
     K = auto.n_components(given, seen.spectrum.values if isinstance(given, float) else np.zeros(D))
@@ -261,13 +263,21 @@ def _problem(parts: Parts, settings: Settings, widths: Any, holes: bool) -> Prob
     )
 
 
-def _split(settings: Settings, n: int, seed: int) -> tuple[Array, Array]:
-    """Row numbers to train on and to hold out, each in the rows' own order."""
+def _split(settings: Settings, rows: Array, seed: int) -> tuple[Array, Array]:
+    """Row numbers to train on and to hold out, each in the rows' own order.
+
+    Single rows are held out; of a file that is read in chunks, runs of some, as a disk gives them.
+    """
+    n = len(rows)
     if not settings.early_stopping:
         return np.arange(n), np.arange(0)
-    out = auto.held_out_rows(n, settings.validation_fraction)
-    order = torch.randperm(n, generator=generator(seed, SPLIT)).numpy()
-    return np.sort(order[out:]), np.sort(order[:out])
+    run = max(1, RUN * n // rows.nbytes) if pooled(rows) else 1
+    out = -(-auto.held_out_rows(n, settings.validation_fraction) // run)
+    runs = torch.randperm(-(-n // run), generator=generator(seed, SPLIT)).numpy()[:out]
+    held_out = np.zeros(n, bool)
+    for i in range(run):
+        held_out[np.minimum(runs * run + i, n - 1)] = True
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
 def _rounded(settings: Settings, codec: Codec, recipe: Recipe, solver: str) -> bool:

@@ -109,7 +109,7 @@ class Reader:
 
         Parameters
         ----------
-        rows : ndarray of shape (N, D)
+        rows : ndarray or Shards of shape (N, D)
             In C order; NaN where unseen.
         how : {"encoder", "map"}
         out : ndarray of shape (N, K)
@@ -149,10 +149,10 @@ class Reader:
         """Reconstructions (N, D) of codes (N, K), in the rows' own units, written to `out`; as `transform`."""
 
         def start() -> Work:
-            make, given = self._maker(len(h)), from_dlpack(h)
+            make, given = self._maker(len(h)), _slices(h)
 
             def work(i: int, j: int) -> None:
-                x_hat, finite = make(given[i:j])
+                x_hat, finite = make(given(i, j))
                 if not finite:
                     check(h[i:j], i)
                 out[i:j] = self._scaling.back(x_hat)
@@ -225,7 +225,7 @@ class Reader:
 
             def once(i: int, j: int) -> None:
                 work(i, j)
-                release(rows[i:j])
+                release(rows, i, j)
 
             return once
 
@@ -241,10 +241,10 @@ class Reader:
         if how != "encoder":
             return optimised
         run, squash = self.own.encoder.start(min(len(rows), self.own.encoder.size)), self.own.squash
-        given = from_dlpack(rows)
+        given = _slices(rows)
 
         def encoded(i: int, j: int) -> Array:
-            a, finite = run(given[i:j])
+            a, finite = run(given(i, j))
             if not finite:
                 check(rows[i:j], i)
             h: Array = squash(a)[: j - i].cpu().numpy()
@@ -284,3 +284,11 @@ class Reader:
                 " Likelihood(Normal()) + Prior(Laplace(0.1))"
             )
         return on["x"][0], on["code"][0]
+
+
+def _slices(rows: Array) -> Callable[[int, int], Tensor]:
+    """Rows i to j as a tensor: of an array a view, of shards a copy."""
+    if isinstance(rows, np.ndarray):
+        whole = from_dlpack(rows)
+        return lambda i, j: whole[i:j]
+    return lambda i, j: torch.from_numpy(rows[i:j])

@@ -71,6 +71,7 @@ def record(training: Training, columns: list[str] | None) -> Model:
         independent=account.density.diagonal,
         norms=norms_of(seen.x_judged, seen.scaling.centre),
         n_factors=seen.factors.loadings.shape[1],
+        n_left_out=training.left_out,
         best_loss=training.best_loss,
         score=account.score,
         train_score=account.train_score,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from retell.rows.blocks import blocks, in_memory, rows_a_block, take
+from retell.rows.blocks import CHUNK, POOL, blocks, in_memory, pooled, rows_a_block, take
+from retell.rows.pool import recut, shuffled
+from retell.rows.shards import Shards
 from retell.scaling import Scaling
+from retell.seeds import ORDER, generator
 
 __all__ = ["Rows"]
 
@@ -28,7 +31,7 @@ class Rows:
 
     Parameters
     ----------
-    rows : ndarray of shape (M, D)
+    rows : ndarray or Shards of shape (M, D)
         As given, float32 or float64, in memory or mapped from a file; not copied.
     scaling : Scaling
     like : Tensor
@@ -37,6 +40,11 @@ class Rows:
         The rows that count, by number; all by default.
     holed : bool, default=True
         Whether cells may be unseen.
+
+    Attributes
+    ----------
+    pooled : bool
+        Whether a file holds more of them than a pool: an epoch then takes them by `shuffled`.
     """
 
     def __init__(
@@ -52,10 +60,12 @@ class Rows:
         self._scales = bool((self._factor != 1).any() or (self._shift != 0).any())
         self._inverse, self._offset = 1 / self._factor, -self._shift / self._factor
         self._numbers = None if numbers is None else torch.from_numpy(numbers)
-        self._whole = _readable(rows) if in_memory(rows) else None
+        self._whole = _readable(rows) if isinstance(rows, np.ndarray) and in_memory(rows) else None
         self._scaled: Tensor | None = None
+        self.pooled = pooled(rows)
         if math.prod(self.shape) <= FEW:
             self._scaled = self.take(torch.arange(len(self)))
+            self.pooled = False
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -81,6 +91,22 @@ class Rows:
         if out is None:
             return some.to(self.device, self.dtype)
         return out if out is some else out.copy_(some)
+
+    def shuffled(self, sizes: Sequence[int], seed: int, epoch: int) -> Iterator[Tensor]:
+        """All rows once, in batches of these sizes, in an order that is a function of (seed, epoch) and suits a disk.
+
+        Chunks of consecutive rows, in random order, go through a pool. A batch is good until the next but one.
+        """
+        rows = self.rows if isinstance(self.rows, Shards) else Shards.of(self.rows)
+        a_row, draw = rows.nbytes // len(rows), generator(seed, ORDER, epoch)
+        size = max(1, CHUNK // a_row)
+        numbers, chunk = np.arange(len(rows)) if self.numbers is None else self.numbers, rows.room(size)
+        order = torch.randperm(-(-len(self) // size), generator=draw).tolist()
+        chunks = (rows.raw(numbers[i * size : (i + 1) * size], chunk) for i in order)
+        some = shuffled(chunks, max(size, POOL // a_row), draw)
+        room = torch.empty(2, max(sizes), self.shape[1], dtype=self._work)
+        for x in recut(some, sizes, room.numpy(), rows.write):
+            yield self._scale(torch.from_numpy(x)).to(self.device, self.dtype)
 
     def _scale(self, x: Tensor) -> Tensor:
         """In place."""

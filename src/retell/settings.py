@@ -17,6 +17,7 @@ __all__ = ["Settings", "as_settings"]
 Auto = Literal["auto"]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Share = Annotated[float, msgspec.Meta(gt=0, lt=1)]
+Multiple = Annotated[float, msgspec.Meta(gt=1, le=sys.float_info.max)]
 AboveZero = Annotated[float, msgspec.Meta(gt=0, le=sys.float_info.max)]
 FromZero = Annotated[float, msgspec.Meta(ge=0, le=sys.float_info.max)]
 Device = Annotated[str, msgspec.Meta(pattern="^(auto|cpu|mps|(cuda|xpu)(:[0-9]+)?)$")]
@@ -52,6 +53,8 @@ class Settings:
     """Set the weights obey, as in 'UnitNorm()'."""
     scale: Auto | Literal["standard"] | None = "auto"
     """standard = per column, none = centre only, auto = one factor if spreads are alike."""
+    max_norm: Multiple | None = None
+    """Fit to no row further from the columns' medians than so many times the median distance."""
     solver: Literal["auto", "exact", "sparse", "dense", "descend"] = "auto"
     """exact = closed form, sparse = by active pairs, dense = gradients written out, descend = autograd."""
     start: Literal["auto", "random"] = "auto"

@@ -8,17 +8,20 @@ thread works which block is up to the moment too, and changes nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
+from itertools import islice
 from threading import Thread
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from threadpoolctl import ThreadpoolController
 
-__all__ = ["Work", "calm", "spread", "threads"]
+__all__ = ["Work", "ahead", "calm", "spread", "threads"]
 
 Work = Callable[[int, int], None]
+T = TypeVar("T")
 
 ENOUGH = 4  # blocks that repay the start of a thread
 WIDE = 512  # columns from which on several threads repay NumPy's and SciPy's algebra
@@ -49,6 +52,25 @@ def _pools() -> Any:
     return ThreadpoolController()
 
 
+def ahead(values: Iterator[T]) -> Iterator[T]:
+    """The values, each computed by another thread while the one before it is in use.
+
+    Examples
+    --------
+    >>> from retell.spread import ahead
+    >>> list(ahead(iter("abc")))
+    ['a', 'b', 'c']
+    """
+    with (
+        threads(torch.get_num_threads()),  # what a helper sets holds for threads that are born later
+        ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as helper,
+    ):
+        coming = helper.submit(lambda: list(islice(values, 1)))
+        while value := coming.result():
+            coming = helper.submit(lambda: list(islice(values, 1)))
+            yield value[0]
+
+
 def spread(start: Callable[[], Work], n_rows: int, size: int, *, alone: bool = False, enough: int = ENOUGH) -> None:
     """Work all rows, `size` at a time, on as many threads as torch would use.
 
@@ -60,6 +82,8 @@ def spread(start: Callable[[], Work], n_rows: int, size: int, *, alone: bool = F
     n_rows, size : int
     alone : bool, default=False
         Block after block in order, by one thread.
+    enough : int, default=4
+        Blocks that repay the start of a thread.
 
     Raises
     ------

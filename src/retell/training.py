@@ -20,6 +20,7 @@ from retell.descend import Descent, Epoch
 from retell.metrics import share
 from retell.plan import Plan
 from retell.rows.blocks import blocks
+from retell.rows.massive import Limit
 from retell.solvers.dense import Dense
 from retell.solvers.exact import column_errors, penalty, solve
 from retell.solvers.sparse import Sparse
@@ -44,6 +45,11 @@ class Training:
     found : (config, state), optional
         What `read_checkpoint` found there: the state of the same fit is taken up.
 
+    limit : Limit, optional
+        Beyond which rows are not fitted to.
+    left_out : int
+        How many there were.
+
     Attributes
     ----------
     history : list of Epoch
@@ -53,11 +59,13 @@ class Training:
     """
 
     def __init__(
-        self, plan: Plan, checkpoint: str | os.PathLike[str] | None = None, found: Checkpoint | None = None
-    ) -> None:
+        self, plan: Plan, checkpoint: str | os.PathLike[str] | None = None, found: Checkpoint | None = None, *,
+        limit: Limit | None = None, left_out: int = 0,
+    ) -> None:  # fmt: skip
         self.plan = plan
         self.checkpoint = checkpoint
         self.found = found
+        self.limit, self.left_out = limit, left_out
         self._errors: dict[tuple[str, bool], Array] = {}
         self.history: list[Epoch] = []
         self.stopped_by = ""

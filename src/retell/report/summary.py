@@ -33,6 +33,8 @@ def facts(model: Autoencoder) -> dict[str, str]:
     epochs = "closed form" if fitted.solver == "exact" else f"{fitted.n_iter:,} epochs"
     if fitted.stopped_by == "max_time":
         epochs += f", ended by max_time = {settings.max_time:g} s"
+    if fitted.n_left_out:
+        said["left out"] = f"{fitted.n_left_out:,} rows by max_norm = {settings.max_norm:g}"
     judged = "held-out variance" if settings.early_stopping else "training variance"
     return said | {
         "trained": epochs,

@@ -1,4 +1,4 @@
-"""Rows of an array, some at a time; what a mapped file has brought into memory is given back."""
+"""Rows of an array or of shards, some at a time; what a mapped file has brought into memory is given back."""
 
 from __future__ import annotations
 
@@ -9,17 +9,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["blocks", "in_memory", "release", "rows_a_block", "spaced", "take"]
+__all__ = ["CHUNK", "POOL", "blocks", "in_memory", "pooled", "release", "rows_a_block", "spaced", "take"]
 
 Array = npt.NDArray[Any]
 
 CELLS = 2**20
 SCATTERED = 1024  # rows of a mapped file taken at a time; each may bring in 64 kB
+POOL = 2**27  # bytes of rows that are shuffled at a time, where a file holds them
+CHUNK = 2**22  # bytes read in a row
 
 
 def in_memory(rows: Array) -> bool:
     """Whether rows are no view of a file."""
-    return _map(rows) is None
+    return _map(rows) is None if isinstance(rows, np.ndarray) else bool(rows.in_memory)
+
+
+def pooled(rows: Array) -> bool:
+    """Whether rows are taken in an order that suits their file: where they are more than a pool holds."""
+    return not in_memory(rows) and rows.nbytes > POOL
 
 
 def rows_a_block(width: int) -> int:
@@ -32,7 +39,7 @@ def blocks(rows: Array, size: int | None = None) -> Iterator[tuple[int, Array]]:
 
     Parameters
     ----------
-    rows : ndarray of shape (N, D)
+    rows : ndarray or Shards of shape (N, D)
     size : int, optional
         Rows a block; some 8 MB of float64 by default.
     """
@@ -45,6 +52,8 @@ def blocks(rows: Array, size: int | None = None) -> Iterator[tuple[int, Array]]:
 
 def take(rows: Array, numbers: Array) -> Array:
     """The rows with these numbers (M, D), a copy."""
+    if not isinstance(rows, np.ndarray):
+        return rows.take(numbers)
     if in_memory(rows):
         return np.take(rows, numbers, axis=0)
     some = np.empty((len(numbers), rows.shape[1]), rows.dtype)
@@ -59,9 +68,11 @@ def spaced(numbers: Array, most: int) -> Array:
     return numbers[:: -(-len(numbers) // most)] if len(numbers) else numbers
 
 
-def release(rows: Array) -> None:
-    """Give back the memory of rows that a file holds; what is read again is read from the file again."""
-    file = _map(rows)
+def release(rows: Array, first: int = 0, end: int | None = None) -> None:
+    """Give back the memory of rows first to end that a file holds; what is read again is read from the file again."""
+    if not isinstance(rows, np.ndarray):
+        return  # shards give back what they have read themselves
+    file, rows = _map(rows), rows[first:end]
     if file is None or not rows.size or not rows.flags.c_contiguous:
         return
     start = rows.ctypes.data - np.frombuffer(file, np.uint8).ctypes.data

@@ -13,7 +13,11 @@ from zipfile import BadZipFile
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["check_suffix", "read_rows", "replacing", "write_rows"]
+from retell.rows.blocks import POOL
+from retell.rows.mapped import map_npy, map_npz
+from retell.rows.shards import open_folder, open_tensor
+
+__all__ = ["check_data", "check_suffix", "read_rows", "replacing", "room_for", "write_rows"]
 
 Array = npt.NDArray[Any]
 
@@ -24,12 +28,15 @@ def read_rows(path: str | os.PathLike[str]) -> Any:
     Parameters
     ----------
     path : path
-        .npy (mapped into memory, not read), .npz (its only array, or the one called X), .csv or .parquet.
+        .npy, .npz (its only array, or the one called X), .safetensors (its only tensor, or the one called X or
+        activations), .csv or .parquet; or a folder of the first three, whose files, in the order of their names, hold
+        some rows each. Arrays are mapped into memory, not read, unless they are compressed.
 
     Returns
     -------
-    ndarray or pyarrow.Table
-        A table where columns have names; its columns are floats, NaN where a cell was empty.
+    ndarray, Shards or pyarrow.Table
+        Shards of a folder, and of bfloat16. A table where columns have names; its columns are floats, NaN where a
+        cell was empty.
 
     Raises
     ------
@@ -50,7 +57,9 @@ def read_rows(path: str | os.PathLike[str]) -> Any:
     (['height', 'weight'], array([[ 1., nan]]))
     """
     path = Path(path)
-    check_suffix(path)
+    check_data(path)
+    if path.is_dir():
+        return open_folder(path)
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}")
     if not path.is_file():
@@ -66,7 +75,7 @@ def write_rows(path: str | os.PathLike[str], rows: Array, names: Sequence[str]) 
     Parameters
     ----------
     path : path
-        The suffix says which kind: .npy, .npz (the array is called X), .csv or .parquet.
+        The suffix says which kind: .npy, .npz and .safetensors (the array is called X), .csv or .parquet.
     rows : ndarray of shape (N, D) or (N,)
     names : sequence of str
         The columns' names; .npy and .npz have no place for them.
@@ -77,6 +86,12 @@ def write_rows(path: str | os.PathLike[str], rows: Array, names: Sequence[str]) 
         WRITERS[path.suffix.lower()](new, rows, names)
 
 
+def check_data(path: Path) -> None:
+    """Refuse a path that is neither a folder nor one of a kind of file known here."""
+    if not path.is_dir():
+        check_suffix(path)
+
+
 def check_suffix(path: Path) -> None:
     """Refuse a path whose suffix is no kind of file known here, or whose kind needs a package that is missing."""
     suffix = path.suffix.lower()
@@ -84,6 +99,18 @@ def check_suffix(path: Path) -> None:
         raise ValueError(f"{path} ends in {suffix or 'nothing'!r}: one of {', '.join(READERS)} was expected")
     if suffix in (".csv", ".parquet"):
         _pyarrow("csv" if suffix == ".csv" else "parquet")
+
+
+@contextmanager
+def room_for(path: Path, shape: tuple[int, int], dtype: npt.DTypeLike) -> Iterator[Array]:
+    """Rows of a .npy file that are written as they are made; all or nothing, as `write_rows`."""
+    with replacing(path) as new:
+        rows = np.lib.format.open_memmap(new, "w+", dtype, shape)
+        if hasattr(os, "posix_fallocate"):  # a full disk is an error now, and not when pages are written
+            with new.open("r+b") as stream:
+                os.posix_fallocate(stream.fileno(), 0, new.stat().st_size)
+        yield rows
+        rows.flush()
 
 
 @contextmanager
@@ -98,13 +125,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _read_npy(path: Path) -> Array:
-    try:
-        return np.lib.format.open_memmap(path, mode="r")
-    except ValueError as error:
-        raise ValueError(f"{path} can't be read as .npy: {error}") from None
+    return map_npy(path).values
 
 
 def _read_npz(path: Path) -> Array:
+    large = map_npz(path) if path.stat().st_size > POOL else None
+    if large is not None:
+        return large.values
     try:
         # A stream of our own: NumPy leaves the file open when it is no zip file.
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
@@ -202,6 +229,12 @@ def _write_npz(path: Path, rows: Array, names: Sequence[str]) -> None:  # noqa: 
         np.savez(stream, allow_pickle=False, X=rows)
 
 
+def _write_safetensors(path: Path, rows: Array, names: Sequence[str]) -> None:  # noqa: ARG001
+    from safetensors.numpy import save
+
+    path.write_bytes(save({"X": np.ascontiguousarray(rows)}))
+
+
 def _write_csv(path: Path, rows: Array, names: Sequence[str]) -> None:
     _pyarrow("csv").write_csv(_table(rows, names), path)
 
@@ -229,12 +262,14 @@ def _pyarrow(module: str = "") -> Any:
 READERS: dict[str, Callable[[Path], Any]] = {
     ".npy": _read_npy,
     ".npz": _read_npz,
+    ".safetensors": open_tensor,
     ".csv": _read_csv,
     ".parquet": _read_parquet,
 }
 WRITERS: dict[str, Callable[[Path, Array, Sequence[str]], None]] = {
     ".npy": _write_npy,
     ".npz": _write_npz,
+    ".safetensors": _write_safetensors,
     ".csv": _write_csv,
     ".parquet": _write_parquet,
 }
