@@ -21,7 +21,7 @@ Array = npt.NDArray[Any]
 
 ROUNDING = 1e-6  # of the largest value: what float32 weights may differ by
 ROWS = 96  # of each kind
-NEAR = 1e-3  # how far from a threshold, as a share of the largest activation, rows are put
+NEAR = (1e-3, -1e-3, 1e-5, -1e-5)  # how far from a threshold, as a share of the largest activation, rows are put
 MOST = 16  # units of a generated code
 
 
@@ -149,7 +149,7 @@ def _rows(exact: Autoencoder) -> list[Array]:
     decoded = codec.decode(h)
     unit = torch.randint(len(W), (ROWS,), generator=draw)
     a = codec.encoder(decoded)
-    side = torch.where(torch.arange(ROWS) % 2 == 0, NEAR, -NEAR) * a.abs().max()
+    side = torch.tensor(NEAR, dtype=W.dtype).repeat(ROWS // len(NEAR)) * a.abs().max()
     way = W[unit] / W[unit].square().sum(1, keepdim=True).clamp(min=1e-300)
     missing = threshold[unit] + side - a[torch.arange(ROWS), unit]
     return [exact.scaling_.back(kind.numpy()) for kind in (x, decoded, decoded + missing[:, None] * way)]

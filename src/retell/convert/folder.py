@@ -83,7 +83,7 @@ def model_of(path: str | PathLike[str], folder: Told, origin: str) -> tuple[Auto
     model = folder.shallow().autoencoder(origin)
     equality = compare(model, folder)
     if not equality.holds:
-        raise ModelFileError(f"{path} can't be read with equal outputs ({equality}): are its weights finite?")
+        raise ModelFileError(f"{path} can't be read with equal outputs ({equality})")
     return model, equality
 
 
@@ -134,21 +134,23 @@ def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def check_tensors(file: Path, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuse tensors that are missing, too many, of other shapes, or no floating-point numbers.
+    """Refuse tensors that are missing, too many, of other shapes, or no finite floating-point numbers.
 
     Raises
     ------
     ModelFileError
     """
-    for name in sorted(tensors.keys() | shapes):
-        if name not in tensors or name not in shapes:
-            there = "is missing" if name not in tensors else "is not expected"
-            raise ModelFileError(f"{file}: the tensor {name!r} {there}; {sorted(shapes)} make such a folder")
-        shape, dtype = tuple(tensors[name].shape), tensors[name].dtype
+    for name in sorted(tensors.keys() ^ shapes):
+        there = "is missing" if name in shapes else "is not expected"
+        raise ModelFileError(f"{file}: the tensor {name!r} {there}; {', '.join(sorted(shapes))} make such a folder")
+    for name, tensor in tensors.items():
+        shape, dtype = tuple(tensor.shape), tensor.dtype
         if shape != shapes[name] or not dtype.is_floating_point:
             raise ModelFileError(
                 f"{file}: {name!r} is {dtype} of shape {shape}, numbers of shape {shapes[name]} were expected"
             )
+        if not bool(tensor.isfinite().all()):
+            raise ModelFileError(f"{file}: {name!r} has values that are not finite")
 
 
 def facts(model: Autoencoder) -> dict[str, Any]:

@@ -74,7 +74,8 @@ class Shallow:
         Raises
         ------
         ValueError
-            If the model is more than one affine map each way, or its code activation is another.
+            If the model is more than one affine map each way, its code activation is another, or `dtype` can't hold
+            the weights.
         """
         model._check_fitted()
         _refuse(model)
@@ -84,10 +85,16 @@ class Shallow:
         c = (bias * factor + shift).to(dtype)
         lost = (c.double() - shift) / factor  # c as it was rounded: the codes do not feel that
         squash = codec.code_activation
+        folded = ((W / factor).T, b + W @ lost, (V * factor[:, None]).T)
+        W, b, V = (some.to(dtype).contiguous() for some in folded)
+        if not all(bool(some.isfinite().all()) for some in (W, b, V, c)):
+            raise ValueError(
+                "columns of such units make weights that this dtype can't hold: dtype='float64' keeps more digits"
+            )
         return cls(
-            W=(W / factor).T.to(dtype).contiguous(),
-            b=(b + W @ lost).to(dtype),
-            V=(V * factor[:, None]).T.to(dtype).contiguous(),
+            W=W,
+            b=b,
+            V=V,
             c=c,
             code=getattr(squash, "part", squash),
             own={name: value.detach().cpu().to(dtype) for name, value in squash.state_dict().items()}
