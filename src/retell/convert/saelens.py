@@ -23,9 +23,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import msgspec
 import torch
 from safetensors.torch import save
 from torch import Tensor
@@ -33,16 +32,15 @@ from torch import Tensor
 from retell.activations import BatchTopK, Gated, JumpReLU, ReLU, TopK
 from retell.convert.equality import Equality, top
 from retell.convert.folder import (
-    as_record,
     check_tensors,
     columns_in,
     facts,
     model_of,
     prefixes_in,
-    read_json,
     read_tensors,
     write_compared,
 )
+from retell.convert.saelens_config import BATCH, Config, read_config, shapes
 from retell.convert.shallow import Shallow, dtype_of
 from retell.estimator import Autoencoder
 from retell.parts import Part
@@ -51,25 +49,7 @@ from retell.store import ModelFileError
 __all__ = ["FILES", "read", "read_compared", "write"]
 
 FILES = ("sae_weights.safetensors", "cfg.json")
-VERSION = "6.54.12"  # whose layout this is; older configurations are read differently
-BATCH = ("batchtopk", "matryoshka_batchtopk")
-ONES = ("standard", "topk", "jumprelu", "gated", *BATCH)
-
-Positive = Annotated[int, msgspec.Meta(ge=1)]
-
-
-class Config(msgspec.Struct, kw_only=True):
-    """What retell reads of cfg.json."""
-
-    architecture: str
-    d_in: Positive
-    d_sae: Positive
-    k: Annotated[float, msgspec.Meta(gt=0)] = 100.0
-    apply_b_dec_to_input: bool = True
-    normalize_activations: str = "none"
-    rescale_acts_by_decoder_norm: bool | None = None
-    matryoshka_widths: list[int] = []
-    metadata: dict[str, Any] = {}
+VERSION = "6.54.12"  # whose layout this is
 
 
 def write(model: Autoencoder, path: str | PathLike[str], *, dtype: str = "float32") -> Equality:
@@ -285,61 +265,13 @@ def _open(path: Path) -> _Folder:
     ------
     ModelFileError
     """
-    file = path / "cfg.json"
-    config = as_record(file, _modern(read_json(file)), Config)
-    _refuse(file, config)
+    config = read_config(path / "cfg.json")
     tensors = read_tensors(path / "sae_weights.safetensors")[0]
     scaling = tensors.pop("scaling_factor", torch.ones(()))
     if not bool((scaling == 1).all()):
         raise ModelFileError(f"{path} has a scaling_factor that is not folded into its weights: fold it with SAELens")
     if "log_threshold" in tensors:  # as older checkpoints of training have it
         tensors["threshold"] = tensors.pop("log_threshold").exp()
-    check_tensors(path / "sae_weights.safetensors", tensors, _shapes(config))
+    check_tensors(path / "sae_weights.safetensors", tensors, shapes(config))
     # float16 and bfloat16 are held exactly
     return _Folder(config, {k: v.to(torch.promote_types(v.dtype, torch.float32)) for k, v in tensors.items()})
-
-
-def _modern(found: dict[str, Any]) -> dict[str, Any]:
-    """The configuration as version 6 writes it; it is older where it names an older version or none."""
-    metadata = found.get("metadata")
-    version = found.get("sae_lens_version") or (metadata.get("sae_lens_version") if isinstance(metadata, dict) else "")
-    major = str(version or "0").split(".")[0]
-    if major.isdecimal() and int(major) >= 6:
-        return found
-    activation = found.get("activation_fn", found.get("activation_fn_str", "relu"))
-    found = {"architecture": "standard", **found}
-    normalized = found.get("normalize_activations")
-    if not normalized or isinstance(normalized, bool):
-        found["normalize_activations"] = "expected_average_only_in" if normalized else "none"
-    options = found.get("activation_fn_kwargs")
-    if activation == "topk" and isinstance(options, dict) and "k" in options:
-        return {**found, "architecture": "topk", "k": options["k"]}
-    if activation not in ("relu", "topk"):
-        found["architecture"] += f" with activation_fn {activation!r}"
-    return found
-
-
-def _refuse(file: Path, config: Config) -> None:
-    if config.architecture not in ONES:
-        raise ModelFileError(
-            f"{file} has the architecture {config.architecture!r}, which no retell model can express; these can be"
-            f" read: {', '.join(ONES)}"
-        )
-    if config.normalize_activations != "none":
-        raise ModelFileError(
-            f"{file} has normalize_activations={config.normalize_activations!r}: such folders change rows by what is"
-            " not in them; fold the normalisation into the weights with SAELens, and save again with 'none'"
-        )
-    if config.architecture == "topk" and not (int(config.k) == config.k and config.k <= config.d_sae):
-        raise ModelFileError(f"{file} has k={config.k:g}, a whole number up to d_sae={config.d_sae} was expected")
-
-
-def _shapes(config: Config) -> dict[str, tuple[int, ...]]:
-    D, K = config.d_in, config.d_sae
-    shapes: dict[str, tuple[int, ...]] = {"W_enc": (D, K), "W_dec": (K, D), "b_dec": (D,)}
-    if config.architecture == "gated":
-        return shapes | {"b_gate": (K,), "b_mag": (K,), "r_mag": (K,)}
-    shapes["b_enc"] = (K,)
-    if config.architecture in BATCH:
-        shapes["topk_threshold"] = ()
-    return shapes | ({"threshold": (K,)} if config.architecture == "jumprelu" else {})
