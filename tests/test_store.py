@@ -604,6 +604,9 @@ def test_the_source_names_no_pickle():
         text = file.read_text()
         imported = re.findall(r"^\s*(?:from|import)\s+(pickle|joblib|dill|marshal|shelve|cloudpickle)\b", text, re.M)
         assert not imported, file
+        if file.parts[-2:] == ("convert", "dictionary_learning.py"):  # the one file of others that is a pickle
+            assert text.count("torch.load(") == 1
+            text = text.replace('torch.load(file, map_location="cpu", weights_only=True)', "")
         called = [m.group() for m in calls.finditer(text) if text[max(0, m.start() - 3) : m.start()] != "re."]
         assert not called, (file, called)
     assert words.search("pickle"), "the pattern must be able to match"

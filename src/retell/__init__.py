@@ -105,6 +105,8 @@ __all__ = [
 
 
 def __getattr__(word: str) -> object:
+    if word == "convert":  # a package of its own words
+        return import_module("retell.convert")
     if word not in _HOME:
         raise AttributeError(f"module 'retell' has no attribute {word!r}")
     value = getattr(import_module(f"retell.{_HOME[word]}"), word)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
@@ -186,8 +186,9 @@ def info(
     if as_json:
         import msgspec
 
-        known = {"parameters": asdict(it._model.settings), "fitted": msgspec.to_builtins(it._model.fitted)}
-        print(json.dumps(known, indent=1))
+        known = {"parameters": asdict(it._model.settings), "fitted": it._model.fitted}
+        # what is not known, NaN, is null: JSON has no word for NaN
+        print(msgspec.json.format(msgspec.json.encode(known), indent=1).decode())
         return
     names = it._model.fitted.columns
     columns = f"{it.n_features_in_:,}" + ("" if names is None else f": {_listed(names)}")
@@ -195,6 +196,54 @@ def info(
 
 
 @app.command(sort_key=7)
+def export(
+    model: Folder,
+    /,
+    *,
+    to: Annotated[Literal["saelens", "sparsify"], Parameter(help="The library that will read it.")],
+    output: Annotated[Path, Parameter(name=["--output", "-o"], help="Folder to write.")],
+    dtype: Annotated[Literal["float32", "float64"], Parameter(help="Precision of the weights.")] = "float32",
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write MODEL as another library keeps such models, and see that its outputs are the same."""
+    check_output(output, force=force)
+    if output.exists() and not (output / "cfg.json").is_file():
+        raise Failure(USAGE, f"{output} exists and is not such a folder: choose another name")
+    it = _load(model)
+    from retell import convert
+
+    with blame(USAGE):
+        equality = convert.write(it, output, to=to, dtype=dtype)
+    if not quiet:
+        print(f"{output}: {to}, {equality}", file=sys.stderr)
+
+
+@app.command(name="import", sort_key=8)
+def import_(
+    folder: Annotated[Path, Parameter(help="A folder of SAELens, sparsify or dictionary_learning.")],
+    /,
+    *,
+    output: Annotated[Path, Parameter(name=["--output", "-o"], help="Model folder to write.")],
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make a model of what another library has written, and see that its outputs are the same."""
+    check_output(output, force=force)
+    if output.exists() and not (output / "model.toml").is_file():
+        raise Failure(USAGE, f"{output} exists and is not a model: choose another name")
+    from retell import convert
+    from retell.report.summary import aligned, facts
+
+    with blame(BAD_MODEL):
+        it, equality = convert.read_compared(folder)
+    with blame(USAGE):
+        it.save(output)
+    if not quiet:
+        print(aligned({**facts(it), "outputs": str(equality), "model": str(output)}), file=sys.stderr)
+
+
+@app.command(sort_key=9)
 def demo(
     *,
     output: Annotated[Path, Parameter(name=["--output", "-o"], help="Folder to write.")] = Path("demo"),

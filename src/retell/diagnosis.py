@@ -120,7 +120,7 @@ def _identity(e: Evidence) -> Finding | None:
 def _worse_than_pca(e: Evidence) -> Finding | None:
     """K < D, and the fit's R² is more than 0.01 below that of PCA with as many units on the same rows."""
     score, pca = e.fitted.score, e.fitted.pca_score
-    if e.h.shape[1] >= e.x.shape[1] or score >= pca - CLEARLY:
+    if e.h.shape[1] >= e.x.shape[1] or not score < pca - CLEARLY:  # NaN where they are not known
         return None
     loss = e.model.objective_.loss
     priced = [repr(loss)] * (not isinstance(loss, MSE)) + [repr(term) for term in e.penalties]
@@ -188,7 +188,7 @@ def _capacity(e: Evidence) -> Finding | None:
     nothing of it.
     """
     fitted, trained = e.fitted, 1 - e.fitted.train_score
-    if e.error <= max(2 * trained, trained + GAP) or _unlike(e) is not None:
+    if not e.error > max(2 * trained, trained + GAP) or _unlike(e) is not None:  # NaN where it is not known
         return None
     if e.model._model.settings.early_stopping and e.error <= 1 - fitted.pca_score + CLEARLY:
         return None

@@ -454,13 +454,24 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
         Normal noise around the reconstruction, with each column's variance as the held-out residuals have
         it, times a Normal fitted to the training rows' codes. Unseen cells say nothing.
+
+        Raises
+        ------
+        ValueError
+            If the weights come from elsewhere and have seen no rows (`retell.convert`).
         """
         self._check_fitted()
+        density = self.density_
+        if density is None:
+            raise ValueError(
+                f"this model was read from {self._model.fitted.origin} and has seen no rows, so it knows no density of"
+                " them: partial_fit(X) goes on from its weights for an epoch and settles one"
+            )
         rows, check = self._checked(X)
         log_p = np.empty(len(rows))
 
         def take(i: int, j: int, x: Array, h: Array, x_hat: Array) -> None:
-            log_p[i:j] = self.density_.log_rows(x - x_hat, h) + self._volume(x)
+            log_p[i:j] = density.log_rows(x - x_hat, h) + self._volume(x)
 
         self._reader.each(take, rows, self.inference, check)
         return log_p

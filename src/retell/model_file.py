@@ -49,6 +49,8 @@ class Fitted(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     n_iter: int
     stopped_by: str = ""
     """"max_time" where a clock ended the fit."""
+    origin: str = ""
+    """What the weights come from where it was no fit: then there are no scores (NaN) and no density."""
     filler: str
     """"network" or "factors": what completes rows."""
     n_factors: int
@@ -78,13 +80,14 @@ class Model(msgspec.Struct):
     parts: Parts
     codec: Codec
     scaling: Scaling
-    density: Density
+    density: Density | None
+    """Of the rows of the fit; None for weights that come from elsewhere."""
     factors: Factors
 
 
 def write(path: str | PathLike[str], model: Model) -> None:
     """Write a model folder, all or nothing."""
-    records = {name: asdict(getattr(model, name)) for name in RECORDS}
+    records = {name: asdict(getattr(model, name)) for name in _records(model.fitted)}
     arrays = {f"{name}.{field}": value for name, record in records.items() for field, value in record.items()}
     tensors = {f"codec.{name}": value for name, value in model.codec.state_dict().items()}
     fitted = {name: value for name, value in msgspec.to_builtins(model.fitted).items() if value is not None}
@@ -125,19 +128,25 @@ def read(path: str | PathLike[str], parts: Iterable[type[Part]] = ()) -> Model:
         raise ModelFileError(f"{path} has a table that this version does not know: {sorted(config)[0]}")
     D, K = fitted.n_features, fitted.n_components
     shapes: dict[str, tuple[int, ...]] = {f"scaling.{name}": (D,) for name in Scaling.__dataclass_fields__}
-    shapes |= {"density.noise": (D,), "density.code_mean": (K,)}
-    shapes |= {"density.whiten": (K,) if fitted.independent else (K, K)}
     shapes |= {"factors.loadings": (D, fitted.n_factors), "factors.noise": (D,)}
+    if "density" in _records(fitted):
+        shapes |= {"density.noise": (D,), "density.code_mean": (K,)}
+        shapes |= {"density.whiten": (K,) if fitted.independent else (K, K)}
     kinds = {name: (shape, "F64") for name, shape in shapes.items()}
     weights = codec.state_dict().items()
     kinds |= {f"codec.{name}": (tuple(value.shape), DTYPES[fitted.dtype]) for name, value in weights}
     tensors = read_tensors(path, kinds)
     records = {
         name: record(**{field: tensors.pop(f"{name}.{field}").numpy() for field in record.__dataclass_fields__})
-        for name, record in RECORDS.items()
+        for name, record in _records(fitted).items()
     }
     codec = _fill(codec, records["scaling"], tensors, settings)
-    return Model(settings=settings, fitted=fitted, parts=chosen, codec=codec, **records)
+    return Model(settings=settings, fitted=fitted, parts=chosen, codec=codec, **{"density": None, **records})
+
+
+def _records(fitted: Fitted) -> dict[str, Any]:
+    """Those that such a model has: weights from elsewhere have no density of rows."""
+    return {name: record for name, record in RECORDS.items() if name != "density" or not fitted.origin}
 
 
 def _empty_codec(settings: Settings, fitted: Fitted, parts: Parts) -> Codec:

@@ -14,7 +14,7 @@ import re
 import secrets
 import shutil
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ __all__ = [
     "read_model",
     "read_tensors",
     "write_checkpoint",
+    "write_folder",
     "write_model",
 ]
 
@@ -64,22 +65,51 @@ def write_model(path: str | os.PathLike[str], config: Mapping[str, Any], tensors
     FileExistsError
         If something that is not a model, or holds more than one, stands at `path`.
     """
-    path = Path(os.path.realpath(path))
-    if path.exists() and not (path / "model.toml").is_file():
-        raise FileExistsError(f"{path} exists and is not a retell model: choose another name")
-    others = set(os.listdir(path)) - set(FILES) if path.exists() else set()
-    if others:  # the folder is replaced as a whole: what someone else put there would be lost
-        raise FileExistsError(f"{path} holds more than a retell model ({min(others)}): choose another name")
     weights = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
     text = tomli_w.dumps({"format": FORMAT, **config}).encode()
     seal = hashlib.sha256(text + weights).hexdigest()
     text += f"\n# sha256 of what stands above, and of the weights: {seal}\n".encode()
+    write_folder(path, dict(zip(FILES, (weights, text), strict=True)), "retell model")
+
+
+def write_folder(
+    path: str | os.PathLike[str],
+    files: Mapping[str, bytes],
+    kind: str,
+    check: Callable[[Path], None] | None = None,
+) -> None:
+    """Write a folder of files, all or nothing; an older one of its kind is replaced in one step.
+
+    Parameters
+    ----------
+    path : path
+        The folder. Its parent must exist.
+    files : mapping of str to bytes
+        Contents by name; the last is what such a folder is known by.
+    kind : str
+        What it is, for messages.
+    check : callable, optional
+        Is given the new folder under its temporary name; if it raises, nothing stays.
+
+    Raises
+    ------
+    FileExistsError
+        If something that is no such folder, or holds more than one, stands at `path`.
+    """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not (path / list(files)[-1]).is_file():
+        raise FileExistsError(f"{path} exists and is not a {kind}: choose another name")
+    others = set(os.listdir(path)) - set(files) if path.exists() else set()
+    if others:  # the folder is replaced as a whole: what someone else put there would be lost
+        raise FileExistsError(f"{path} holds more than a {kind} ({min(others)}): choose another name")
     new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     new.mkdir()
     try:
-        for name, content in zip(FILES, (weights, text), strict=True):
+        for name, content in files.items():
             _write(new / name, content)
         _sync(new)
+        if check is not None:
+            check(new)
         if path.exists():
             _exchange(new, path)
         else:

@@ -113,7 +113,7 @@ def survey(
     names : sequence of str, optional
         The columns' names, for messages.
     settled : (Scaling, Factors), optional
-        What an earlier fit has settled.
+        What an earlier fit has settled; factors without any loadings were never looked for.
 
     Raises
     ------
@@ -135,8 +135,9 @@ def survey(
         for start, block in blocks(rows):
             check_support(block, loss.support, loss, names, first=start)
     scaling = Scaling.of(found.mean, found.spread, settings.scale, bounded=bounded) if settled is None else settled[0]
+    known = settled[1] if settled is not None and settled[1].loadings.size else None
     if found.holes:
-        factors = Factors.fit(_sample(rows, scaling) - scaling.centre, n_factors) if settled is None else settled[1]
+        factors = known or Factors.fit(_sample(rows, scaling) - scaling.centre, n_factors)
         return Survey(rows, True, scaling, Spectrum.of(factors.covariance), factors, judged, found.kept)
     if lean:
         x, draw = Rows(rows, scaling, torch.zeros((), dtype=torch.float64)), generator(seed, SKETCH)
@@ -146,7 +147,7 @@ def survey(
     if single and not _is_resolved(spectrum):
         again = Moments.of(rows, judged[:0], names, extent=False)
         spectrum = Spectrum.of(again.scaled(rows, scaling), n_axes)
-    factors = _factors(spectrum, n_factors) if settled is None else settled[1]
+    factors = known or _factors(spectrum, n_factors)
     return Survey(rows, False, scaling, spectrum, factors, judged, found.kept)
 
 

@@ -30,6 +30,8 @@ def facts(model: Autoencoder) -> dict[str, str]:
         said["corruption"] = settings.corruption
     if fitted.constraint != "Free()":
         said["constraint"] = fitted.constraint
+    if fitted.origin:
+        return said | {"from": f"{fitted.origin}; it has seen no rows"}
     epochs = "closed form" if fitted.solver == "exact" else f"{fitted.n_iter:,} epochs"
     if fitted.stopped_by == "max_time":
         epochs += f", ended by max_time = {settings.max_time:g} s"
