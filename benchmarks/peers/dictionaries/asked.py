@@ -40,7 +40,7 @@ class Asked:
 
     def share(self, step: int) -> float:
         """Of the largest rate, at a step from 0."""
-        return min(1.0, (step + 1) / self.rise, (self.steps - step) / self.fall)
+        return max(0.0, min(1.0, (step + 1) / self.rise, (self.steps - step) / self.fall))
 
     def mixed(self) -> torch.autocast:
         """torch's mixed precision, switched on for bfloat16."""

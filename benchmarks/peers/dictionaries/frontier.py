@@ -11,7 +11,7 @@ import numpy as np
 
 from ..measures import Crew
 from ..process import ROOT
-from .store import Record, Store
+from .store import Record, Store, key
 
 K = 3072
 EPOCHS = 7
@@ -71,7 +71,7 @@ def best_rates(crew: Crew, store: Store, label: str, code: str) -> set[float]:
 def at(crew: Crew, store: Store, label: str, code: str, level: float, rate: float | None, seed: int,
        word: str = "fvu") -> float:  # fmt: skip
     """FVU at an L0, log-log between the L0 of the fits; nan beyond them."""
-    done = [store.fits.get(_text(unit(crew, label, code, amount, rate, seed)))
+    done = [store.fits.get(key(unit(crew, label, code, amount, rate, seed)))
             for amount in crew[label.split(",")[0]].hello["codes"].get(code, ())]  # fmt: skip
     return between([(one["l0"], one[word]) for one in done if one and "cannot" not in one], level)
 
@@ -83,12 +83,6 @@ def between(points: list[tuple[float, float]], level: float) -> float:
         return math.nan
     x, y = np.log(np.array(points)).T
     return float(np.exp(np.interp(math.log(level), x, y)))
-
-
-def _text(wanted: Record) -> str:
-    from .store import key
-
-    return key(wanted)
 
 
 def run(crew: Crew, store: Store, units: list[Record]) -> None:
@@ -116,8 +110,3 @@ def duration(store: Store, left: list[Record]) -> str:
         like = [r["seconds"] / r["unit"]["epochs"] for r in store.found(library=one["library"], code=one["code"])]
         seconds += (mean(like) if like else GUESS / EPOCHS) * one["epochs"]
     return f"{seconds / 60:.0f} min for the other {len(left)}"
-
-
-def silent(store: Store, label: str, code: str) -> float:
-    """The largest share of dead units of a label's fits."""
-    return max((one["dead"] for one in store.found(library=label, code=code)), default=math.nan)

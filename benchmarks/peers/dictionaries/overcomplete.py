@@ -1,4 +1,4 @@
-"""overcomplete, by `train_sae` on one batch at a time. It has no bias on the rows' side: the first batch's mean is taken off."""
+"""overcomplete, by `train_sae` on one batch at a time. Without a bias of its own it gets rows less the first's mean."""
 
 import torch
 

@@ -5,7 +5,7 @@ from torch import nn
 
 PACKAGES = ("torch",)
 CODES = {"TopK": (8, 16, 32, 64), "L1": (0.5, 1, 2, 4, 8)}
-CANNOT = {code: "not written" for code in ("BatchTopK", "JumpReLU")}
+CANNOT = dict.fromkeys(("BatchTopK", "JumpReLU"), "not written")
 
 
 class Fit:

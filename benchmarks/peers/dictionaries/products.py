@@ -3,7 +3,7 @@
 import torch
 
 PACKAGES = ("torch",)
-CODES = {code: () for code in ("TopK", "BatchTopK", "JumpReLU", "L1")}
+CODES = dict.fromkeys(("TopK", "BatchTopK", "JumpReLU", "L1"), ())
 CANNOT = {"train": "it learns nothing", "memory": "not a library"}
 
 

@@ -55,7 +55,7 @@ class Fit:
     """The steps alone, as a fit takes them; `x` are batches one after the other."""
 
     def __init__(self, asked, x):
-        model, self.training = begin(asked, x.numpy(), max_iter=7, early_stopping=False)
+        _, self.training = begin(asked, x.numpy(), max_iter=7, early_stopping=False)
         self.rows = self.training.plan.rows()[:]
         self.descent = self.training.descent
 
@@ -92,4 +92,18 @@ def train(asked, rows, epochs, after, **more):
     _, training = begin(asked, rows.numpy(), max_iter=epochs, **rate, **more)
     for number, _ in enumerate(training.epochs(), 1):
         after(number, Trained(training))
+    return Trained(training)
+
+
+def dialled(asked, rows, word, target, epochs):
+    """A fit that is asked for an L0 or an FVU."""
+    if word not in Settings.__dataclass_fields__:
+        raise NotImplementedError(f"Autoencoder has no {word}")
+    given = settings(asked.code, asked.amount)
+    given.pop("target_l0", None)
+    more = {"batch_size": 4096, "max_iter": epochs, "random_state": asked.seed, word: target}
+    model = Autoencoder(asked.K, **given, **more)
+    training = model._begin(*model._settings(), rows.numpy(), None)
+    for _ in training.epochs():
+        pass
     return Trained(training)

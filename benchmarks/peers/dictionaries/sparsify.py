@@ -6,7 +6,7 @@ from transformers import get_linear_schedule_with_warmup
 
 PACKAGES = ("eai-sparsify", "torch")
 CODES = {"TopK": (8, 16, 32, 64)}
-CANNOT = {code: "it has TopK alone" for code in ("BatchTopK", "JumpReLU", "L1")}
+CANNOT = dict.fromkeys(("BatchTopK", "JumpReLU", "L1"), "it has TopK alone")
 NOTE = "its rate falls from the first 5 % on, as its Trainer has it"
 
 

@@ -71,15 +71,14 @@ class Worker:
         order = torch.cat([order, *(some for some, _ in zip(batches(len(train), 1, 1), range(SEVERAL), strict=False))])
         return train[order[: SEVERAL * BATCH]]
 
-    def steps(self, asked: Answer, n: int) -> Answer:
-        """Seconds a step; the first time after some that warm up."""
+    def steps(self, asked: Answer, n: int, warm: int = 2) -> Answer:
+        """Seconds a step; the first time after `warm` others."""
         what = Asked(**asked)
         if what not in self.fits:
             self.fits.clear()  # one is in memory at a time
             x = self.first()
             self.fits[what] = self.taking(self.peer.Fit(what, x if hasattr(self.peer.Fit, "epoch") else x[:BATCH]), x)
-            for _ in range(2):
-                self.fits[what](1)
+            self.fits[what](warm)
         start = time.perf_counter()
         taken = self.fits[what](n)
         return {"seconds": (time.perf_counter() - start) / taken}
@@ -118,7 +117,7 @@ class Worker:
         return {"peak_mb": peak.before + peak.mb - start.before, "own_mb": own}
 
     def train(self, asked: Answer, epochs: int, keep: str = "", more: Answer | None = None) -> Answer:
-        """A fit over all rows: [epochs, FVU, L0, seconds] of the test rows on the way, and the share of silent units."""
+        """A fit over all rows: [epochs, FVU, L0, seconds] of the test rows on the way, and silent units' share."""
         what, curve = Asked(**asked), []
         own = hasattr(self.peer, "train")
         train, test = (rows if own else scaled)(self.data)
@@ -136,6 +135,12 @@ class Worker:
             Path(keep).parent.mkdir(parents=True, exist_ok=True)
             np.save(keep, fit.dictionary().detach().float().numpy().astype(np.float16))
         return {"fvu": fvu, "l0": l0, "dead": dead(fit, train), "curve": curve, "seconds": spent}
+
+    def dial(self, asked: Answer, word: str, target: float, epochs: int) -> Answer:
+        """What a fit has reached on the test rows that was asked for `target`."""
+        train, test = rows(self.data)
+        fvu, l0 = Judge(test)(self.peer.dialled(Asked(**asked), train, word, target, epochs))
+        return {"fvu": fvu, "l0": l0, "reached": l0 if word == "target_l0" else fvu}
 
     def epochs(self, what: Asked, epochs: int, after: Callable[[float, Any], None]) -> Any:
         """All steps of a library that has steps."""
