@@ -31,13 +31,13 @@ class Row(NamedTuple):
 class Crew:
     """One process for each peer, started when it is first needed."""
 
-    def __init__(self, rows: list[Row], data: Path) -> None:
-        self.rows, self.data = rows, data
+    def __init__(self, rows: list[Row], data: Path, **where: str) -> None:
+        self.rows, self.data, self.where = rows, data, where
         self.processes: dict[str, Process] = {}
 
     def __getitem__(self, peer: str) -> Process:
         if peer not in self.processes:
-            self.processes[peer] = Process(peer, self.data)
+            self.processes[peer] = Process(peer, self.data, **self.where)
         return self.processes[peer]
 
     @property

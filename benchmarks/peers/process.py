@@ -6,22 +6,26 @@ import json
 import os
 import select
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-PYTHONS = {"retell": ROOT / ".venv/bin/python"}
-PEERS_PYTHON = ROOT / ".bench/peers/bin/python"
 
 
 class Process:
-    """`peers.worker NAME`, alive until `end`; asks one thing at a time."""
+    """`WORKER NAME DATA`, alive until `end`; asks one thing at a time.
 
-    def __init__(self, name: str, data: Path, threads: int = 2) -> None:
-        self.name = name
-        python = PYTHONS.get(name, PEERS_PYTHON)
+    A peer runs in the Python of the folder `venv` of .bench, retell in the one that runs this.
+    """
+
+    def __init__(
+        self, name: str, data: Path, threads: int = 2, venv: str = "peers", worker: str = "peers.worker"
+    ) -> None:
+        self.name, self.hello = name, dict[str, Any]()
+        python = Path(sys.executable) if name == "retell" else ROOT / ".bench" / venv / "bin/python"
         log = ROOT / ".bench/logs" / f"{name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         quiet = {"OMP_NUM_THREADS": str(threads), "PYTHONWARNINGS": "ignore", "PYTHONHASHSEED": "0"}
@@ -32,7 +36,7 @@ class Process:
             return
         with log.open("a") as errors:
             self.child = subprocess.Popen(
-                [python, "-m", "peers.worker", name, str(data)],
+                [python, "-m", worker, name, str(data)],
                 cwd=HERE.parent,
                 env={**os.environ, **quiet},
                 stdin=subprocess.PIPE,

@@ -11,8 +11,6 @@ An answer {"cannot": reason} says why there is none. While it waits for a line t
 from __future__ import annotations
 
 import importlib
-import json
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -24,11 +22,10 @@ from typing import Any
 START = time.perf_counter()
 
 import numpy as np  # noqa: E402
-from threadpoolctl import threadpool_limits  # noqa: E402
 
 from peers import memory, workloads  # noqa: E402
+from peers.serve import Answer, serve, set_threads  # noqa: E402
 
-Answer = dict[str, Any]
 SAYS: Answer = {"note": "", "codes": ("relu", "identity"), "usual": {}}
 best: dict[str, str] = {}  # of several ways to do a thing, the one that was fastest in the first round
 
@@ -155,47 +152,26 @@ def encoded(workload: str, data: str) -> np.ndarray:
     return np.concatenate(workloads.rows(workload, data))
 
 
-def main() -> None:
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints is not an answer
-    name, data = sys.argv[1:]
-
-    def say(answer: Answer) -> None:
-        print(json.dumps(answer), file=answers, flush=True)
-
-    try:
-        peer = importlib.import_module(f"peers.{name}")
-        versions = {package: version(package) for package in peer.PACKAGES}
-    except Exception as error:
-        return say({"cannot": f"{type(error).__name__}: {error}"})
+def begin(name: str, data: str) -> tuple[Answer, Callable[[Answer], Answer]]:
+    """What it says first, and what answers."""
+    peer = importlib.import_module(f"peers.{name}")
     told = {word: getattr(peer, word.upper(), unless) for word, unless in SAYS.items()}
-    say({"import_seconds": time.perf_counter() - START, "versions": versions, **told})
-    worker = Worker(peer, data)
+    versions = {package: version(package) for package in peer.PACKAGES}
+    worker, reasons = Worker(peer, data), getattr(peer, "CANNOT", {})
     needs = {"until": "fit", "encode": "encoders", "row": "encoders"}
-    for line in sys.stdin:
-        asked = json.loads(line)
+
+    def answer_to(asked: Answer) -> Answer:
         do = asked.pop("do")
         threads = asked.get("threads", 2) if do == "encode" else asked.pop("threads", 2)
         need = needs.get(do, do)
-        try:
-            reasons = getattr(peer, "CANNOT", {})
-            if do in reasons or (do != "load" and not hasattr(peer, need)):
-                raise NotImplementedError(reasons.get(do) or reasons.get(need, f"it has no {need}"))
-            set_threads(threads)
-            say(getattr(worker, do)(**asked))
-        except NotImplementedError as error:
-            say({"cannot": str(error)})
-        except Exception as error:
-            say({"cannot": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"})
-    return None
+        if do in reasons or (do != "load" and not hasattr(peer, need)):
+            raise NotImplementedError(reasons.get(do) or reasons.get(need, f"it has no {need}"))
+        set_threads(threads)
+        answer: Answer = getattr(worker, do)(**asked)
+        return answer
 
-
-def set_threads(threads: int) -> None:
-    """For BLAS, OpenMP and, where it is there, torch."""
-    threadpool_limits(threads)
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(threads)
+    return {"import_seconds": time.perf_counter() - START, "versions": versions, **told}, answer_to
 
 
 if __name__ == "__main__":
-    main()
+    serve(lambda: begin(*sys.argv[1:]))
