@@ -53,10 +53,11 @@ def codec_of(D, K, code, seed=0):
     return codec.train()
 
 
-def recipe_of(objective, constraint, clip=math.inf):
+def recipe_of(objective, constraint, clip=math.inf, revive=0.0):
     return Recipe(
         objective=as_objective(objective), corruption=Nothing(), constraint=constraint, batch_size=64,
         learning_rate=1e-2, max_iter=5, decay=0.0, n_iter_no_change=3, tol=1e-4, sure=0.0, clip=clip,
+        betas=(0.8, 0.95), revive=revive,
     )  # fmt: skip
 
 
@@ -167,11 +168,30 @@ def test_whole_fits_agree():
 
 
 def test_auto_takes_pairs_where_few_units_are_active_and_says_so(capsys):
-    X = planted(1000)
-    model = Autoencoder(512, code_activation="TopK(4)", max_iter=1, random_state=0, verbose=1).fit(X)
+    X = planted(3000, D=64, K=1024)
+    settings = {"batch_size": 2048, "max_iter": 1, "random_state": 0}
+    model = Autoencoder(1024, code_activation="TopK(4)", verbose=1, **settings).fit(X)
     assert model.solver_ == "sparse"
-    assert "solver sparse: few of the 512 units" in capsys.readouterr().err
-    assert Autoencoder(512, code_activation="TopK(64)", max_iter=1, random_state=0).fit(X).solver_ == "dense"
+    assert "solver sparse: few of the 1024 units" in capsys.readouterr().err
+    assert Autoencoder(1024, code_activation="TopK(80)", **settings).fit(X).solver_ == "dense"
+    assert Autoencoder(1024, code_activation="TopK(4)", **settings | {"batch_size": 64}).fit(X).solver_ == "dense"
+
+
+def test_idle_units_are_helped_until_they_are_active():
+    x = torch.randn(5000, 6, dtype=torch.float64, generator=generator(8))
+    helped = recipe_of(MSE(), UnitNorm(), revive=10.0)
+    compare(TopK(2), helped, x, 40)
+    idle = {}
+    for solver, recipe in ((Descent, helped), (Sparse, helped), (Sparse, recipe_of(MSE() + 1e-9 * AuxK(), UnitNorm()))):
+        codec = codec_of(6, 40, TopK(2))
+        with torch.no_grad():
+            codec.encoder.last.bias[:20] = -1.0
+        steps = solver(codec, recipe, 0)
+        for _ in range(60):
+            steps.one_step(x, None, 1e-2)
+        idle[solver, recipe is helped] = int((codec.idle >= 20_000).sum())
+    assert idle[Sparse, True] == idle[Descent, True] == 0
+    assert idle[Sparse, False] >= 10
 
 
 @pytest.mark.parametrize(

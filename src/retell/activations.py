@@ -170,7 +170,8 @@ class BatchTopK(Part):
     """h = max(a, 0) where a is among the k N largest of a batch of N rows, else 0
 
     While training, the rows of a batch share k active units a row on average. A row alone is coded with a
-    threshold, h = max(a, 0) where a >= θ, where θ is the mean over batches of the least active value.
+    threshold, h = max(a, 0) where a >= θ: while training, θ is the mean over batches of the least active value; after
+    it, the value that leaves k units active a row on average of a sample of the rows.
 
     Parameters
     ----------

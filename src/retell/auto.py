@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from retell.activations import Identity
+from retell.activations import Identity, ReLU
 from retell.codec import Codec
 from retell.constraints import Free, NonNegative, UnitNorm, UnitRMS
 from retell.corruptions import Nothing
@@ -20,26 +20,28 @@ from retell.penalties import L1, Contractive, Prior, StudentT
 __all__ = [
     "SURE",
     "WEIGHT_DECAY",
-    "batch_size",
+    "Way",
     "constraint",
     "device",
     "dtype",
     "few_active",
     "held_out_rows",
     "hidden_layer_sizes",
-    "learning_rate",
-    "max_iter",
     "n_components",
     "penalties",
     "quick",
     "rounded",
+    "shared_out",
     "warn_identity",
+    "way",
 ]
 
 Array = npt.NDArray[Any]
 
 SURE = 3.0  # standard errors by which a fit must be better than PCA, where it starts there
 WEIGHT_DECAY = 0.4  # of nonlinear paths beside linear ones
+LARGE = 2**33  # rows x columns x units from which a dictionary is shared out among the rows
+LARGE_STEP = 2**26  # the same of a batch, from which active pairs cost less than all cells
 
 
 def n_components(given: Any, variances: Array) -> int:
@@ -140,16 +142,10 @@ def held_out_rows(n: int, fraction: float) -> int:
     return min(n - 1, max(1, round(fraction * n), min(40, n // 4)))
 
 
-def batch_size(n: int, *, quick: bool) -> int:
-    """Where the way is short the power of two nearest to 4 √n and to n / 4, from 16 to 1,024; else to n / 16, to 64."""
-    most, size = (1024, min(n / 4, 4 * math.sqrt(n))) if quick else (64, n / 16)
-    return int(min(most, max(16, 2 ** round(math.log2(max(1.0, size))))))
-
-
-def few_active(codec: Codec) -> bool:
-    """Whether a step by active pairs repays their gathering: 256 units or more, at most one in 16 active."""
-    k = getattr(codec.code_activation, "k", None)
-    return codec.n_units >= 256 and k is not None and 16 * int(k) <= codec.n_units
+def few_active(codec: Codec, batch: int) -> bool:
+    """Whether a step by active pairs repays their gathering: large products, and at most one unit in 16 active."""
+    k = getattr(codec.code_activation, "k", codec.n_units / 16)
+    return batch * codec.n_units * len(codec.centre) >= LARGE_STEP and 16 * k <= codec.n_units
 
 
 def quick(codec: Codec, objective: Objective, corruption: Any) -> bool:
@@ -167,21 +163,64 @@ def far(codec: Codec, start: str, constraint: Any) -> bool:
     return start == "random" or wide or codec.code_activation.sparse or isinstance(constraint, NonNegative)
 
 
-def max_iter(n: int, batch: int, *, far: bool, quick: bool) -> int:
-    """Epochs enough for 1,500 steps, 120 where the way is short, from 10 to 60; for 4,000, 30 to 400, from far off."""
-    steps, least, most = (4000, 30, 400) if far else (120 if quick else 1500, 10, 60)
-    return int(min(most, max(least, round(steps / max(1, round(n / batch))))))
+class Way(NamedTuple):
+    """How a codec is trained: what batches, how many, how fast."""
+
+    batch: int
+    rate: float
+    """The largest learning rate."""
+    steps: int
+    """Wanted at least, in epochs from `least` to `most`."""
+    least: int
+    most: int
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Of Adam."""
+    warmup: float = 0.1
+    """Share of the steps in which the rate rises."""
+    revive: float = 0.0
+    """By how much the bias of an idle unit rises in a step, in rates."""
+
+    def epochs(self, n: int, batch: int) -> int:
+        """How many of n rows."""
+        return int(min(self.most, max(self.least, round(self.steps / max(1, round(n / batch))))))
 
 
-def learning_rate(codec: Codec, start: str, batch: int, *, far: bool, quick: bool) -> float:
-    """For nonlinear paths beside linear ones, which take 0.3 of it, 7e-3; 3e-2 √min(1, batch / 256) on a short way.
+def way(
+    codec: Codec, objective: Objective, corruption: Any, constraint: Any, start: str, n: int, batch: int | None
+) -> Way:
+    """The way for n rows, in batches of a given size or of its own.
 
-    For other nets 2e-3. A linear net that starts far off takes 1e-2, a random one without code activation 4e-2.
+    Dictionaries of many units that many rows share out take batches up to 4,096, Adam with short memory and a rate
+    that falls with the square root of the units, and raise the biases of units that are idle. Where the way is short,
+    nonlinear paths beside linear ones take batches near 4 √n and some 120 steps. Others take batches of n / 16, to 64:
+    4,000 steps from far off, else 1,500; a rate of 7e-3 for nonlinear paths beside linear ones, which take 0.3 of it;
+    1e-2 for a linear net that starts far off, 4e-2 for a random one without code activation, 2e-3 for other nets.
     """
-    if quick:
-        return 3e-2 * math.sqrt(min(1.0, batch / 256))
+    if shared_out(codec, objective, start, n):
+        batch = batch or _power_of_two(n / 16, 4096)
+        rate = 2e-2 * math.sqrt(min(1.0, batch / 4096) * min(1.0, 3072 / codec.n_units))
+        return Way(batch, rate, 500, 10, 400, (0.85, 0.95), 0.3, 10.0)
+    is_far = far(codec, start, constraint)
+    if not is_far and quick(codec, objective, corruption):
+        batch = batch or _power_of_two(min(n / 4, 4 * math.sqrt(n)), 1024)
+        return Way(batch, 3e-2 * math.sqrt(min(1.0, batch / 256)), 120, 10, 60)
+    batch = batch or _power_of_two(n / 16, 64)
+    rate = 2e-3
     if codec.encoder.linear is not None or codec.decoder.linear is not None:
-        return 7e-3
-    if not far or codec.encoder.deep or codec.decoder.deep:
-        return 2e-3
-    return 4e-2 if start == "random" and isinstance(codec.code_activation, Identity) else 1e-2
+        rate = 7e-3
+    elif is_far and not (codec.encoder.deep or codec.decoder.deep):
+        rate = 4e-2 if start == "random" and isinstance(codec.code_activation, Identity) else 1e-2
+    return Way(batch, rate, 4000, 30, 400) if is_far else Way(batch, rate, 1500, 10, 60)
+
+
+def shared_out(codec: Codec, objective: Objective, start: str, n: int) -> bool:
+    """Whether a sparse linear dictionary is so large, and has so many rows, that its units have few rows each."""
+    L1_code = isinstance(codec.code_activation, ReLU) and any(isinstance(term, L1) for term in penalties(objective))
+    shallow = not (codec.encoder.deep or codec.decoder.deep)
+    sparse = codec.code_activation.sparse or L1_code
+    return sparse and shallow and start != "random" and n * codec.n_units * len(codec.centre) >= LARGE
+
+
+def _power_of_two(near: float, most: int) -> int:
+    """The one nearest, from 16 to `most`."""
+    return int(min(most, max(16, 2 ** round(math.log2(max(1.0, near))))))

@@ -44,6 +44,12 @@ class Recipe:
     """Standard errors by which the best epoch must be better than the start."""
     clip: float = math.inf
     """Norm to which a larger gradient is scaled back."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Of Adam."""
+    warmup: float = 0.1
+    """Share of the steps in which the learning rate rises."""
+    revive: float = 0.0
+    """By how much, in learning rates, a step raises the encoder's bias of each unit that has long been idle."""
 
 
 class Epoch(NamedTuple):
@@ -79,6 +85,7 @@ TAIL = 3  # epochs over which the learning rate falls to zero when held-out rows
 CELLS = 2**19  # taken at a time: rows may have to be scaled, or to come from a disk
 ROWS = 2048  # judged at a time
 EPSILON = 1e-12  # of Adam
+IDLE = 10_000  # rows without activity after which a unit is helped
 NOTHING = 1e-30  # what a first moment is taken for zero below
 
 
@@ -89,6 +96,7 @@ class Group(NamedTuple):
     share: float
     """Of the learning rate."""
     decay: float
+    betas: tuple[float, float] = (0.9, 0.999)
 
 
 class Moments(NamedTuple):
@@ -109,7 +117,7 @@ def adamw(values: list[Tensor], gradients: list[Any], moments: list[list[Tensor]
     means, squares, steps = moments
     torch._foreach_add_(steps, 1)
     torch._fused_adamw_(
-        values, gradients, means, squares, [], steps, lr=rate * group.share, beta1=0.9, beta2=0.999,
+        values, gradients, means, squares, [], steps, lr=rate * group.share, beta1=group.betas[0], beta2=group.betas[1],
         weight_decay=group.decay, eps=EPSILON, amsgrad=False, maximize=False,
     )  # fmt: skip
 
@@ -211,18 +219,33 @@ class Descent:
         if dictionary is not None:
             with torch.no_grad():
                 recipe.constraint.project(dictionary)
-        self.codec.observe(p, idle=recipe.objective.counts_idle)
+        self.codec.observe(p, idle=self.counts_idle)
+        self.revive(rate)
         self.step += 1
         return [value.detach() for value in terms.values()]
 
+    @property
+    def counts_idle(self) -> bool:
+        """Whether something asks for rows since each unit was active."""
+        return self.recipe.objective.counts_idle or self.recipe.revive > 0
+
+    @torch.no_grad()
+    def revive(self, rate: float) -> None:
+        """Raise the biases of units that have not been active for `IDLE` rows, until they are."""
+        if self.recipe.revive:
+            bias = self.codec.encoder.last.bias
+            assert bias is not None
+            bias.add_(self.codec.idle >= IDLE, alpha=self.recipe.revive * rate)
+
     def share(self, steps: int) -> float:
-        """What part of the largest learning rate to use now: up a tenth of the way, then down to zero.
+        """What part of the largest learning rate to use now: up for a share of the way, then down to zero.
 
         Once the held-out rows have stopped improving, it falls from where it is to zero in `TAIL` epochs.
         """
         total = self.recipe.max_iter * steps
         at = min(self.step, self.anneal_from)
-        share = min((at + 1) / max(1.0, 0.1 * total), (total - at) / (0.9 * total))
+        up = self.recipe.warmup
+        share = min((at + 1) / max(1.0, up * total), (total - at) / ((1 - up) * total))
         if self.step > self.anneal_from:
             share *= (self.end - self.step) / (self.end - self.anneal_from)
         return share
@@ -361,7 +384,7 @@ class Descent:
         for parameter in self.parameters.values():
             decay = self.recipe.decay if id(parameter) in beside else 0.0
             groups.setdefault((0.3 if id(parameter) in linear else 1.0, decay), []).append(parameter)
-        return [Group(some, share, decay) for (share, decay), some in groups.items()]
+        return [Group(some, share, decay, self.recipe.betas) for (share, decay), some in groups.items()]
 
     def _copy(self) -> dict[str, Tensor]:
         return {name: value.clone() for name, value in self.codec.state_dict().items()}

@@ -112,16 +112,19 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         dense and descend that can be had.
     batch_size : int or "auto", default="auto"
         Rows a step. "auto": where nothing but reconstruction is asked of nonlinear paths beside linear ones, which
-        start at PCA's, the way is short: about 4 √N rows, at most N / 4 and 1,024; else N / 16, at most 64.
+        start at PCA's, the way is short: about 4 √N rows, at most N / 4 and 1,024; else N / 16, at most 64, or 4,096
+        where a large sparse dictionary (N K D of 2**33 or more, shallow nets) is shared out among many rows.
     learning_rate_init : float or "auto", default="auto"
-        The largest learning rate of the schedule.
+        The largest learning rate of the schedule. "auto" falls, for large sparse dictionaries, with √K and grows with
+        the square root of the batch; their biases are raised while units are idle for 10,000 rows.
     weight_decay : float or "auto", default="auto"
         Decoupled decay (AdamW) of the nonlinear paths beside linear ones, per unit of learning rate: it pulls
         the fit back to the linear model, so that corrections must earn their place. "auto" is 0.4. Nets
         without a linear path are not decayed: that is what L2 is for.
     max_iter : int or "auto", default="auto"
         Most epochs. "auto": enough for 1,500 steps, or 120 on a short way, from 10 to 60; enough for 4,000, from 30
-        to 400, where the start is far off (a random one, a sparse code, K > D). More give lower errors, slowly.
+        to 400, where the start is far off (a random one, a sparse code, K > D); enough for 500, from 10 to 400, for
+        large sparse dictionaries. More give lower errors, slowly.
     max_time : float or None, default=None
         Most seconds. The only setting that reads a clock; the model records it.
     early_stopping : bool, default=True

@@ -15,7 +15,6 @@ from retell.descend import Recipe
 from retell.factors import Factors
 from retell.networks import mirror, mlp
 from retell.objective import Objective
-from retell.parts import Part
 from retell.rows.blocks import CHUNK, pooled, spaced, take
 from retell.scaled import Rows
 from retell.scaling import Scaling
@@ -24,7 +23,7 @@ from retell.settings import Settings
 from retell.solvers import dense, sparse
 from retell.solvers.codes import check_map
 from retell.solvers.exact import Problem, why_not
-from retell.start import fill_random, fill_start, observe
+from retell.start import counts, fill_random, fill_start, observe
 from retell.survey import Survey, enough, survey
 
 __all__ = ["Parts", "Plan", "build_codec", "make_plan", "plan_on"]
@@ -141,9 +140,8 @@ def _plan(
     codec: Codec, solver: str, why: str,
 ) -> Plan:  # fmt: skip
     """The plan of a codec that is filled."""
-    far = auto.far(codec, settings.start, parts.constraint)
     codec = codec.to(auto.device(settings.device))
-    recipe = _recipe(settings, parts, len(split[0]), codec, far=far)
+    recipe = _recipe(settings, parts, len(split[0]), codec)
     solver, why = _written(settings, codec, recipe, solver, why, holes=seen.holes)
     return Plan(
         settings=settings,
@@ -172,21 +170,22 @@ def _written(
         raise ValueError(f"solver={settings.solver!r} can't be used here: {unwritten}; use solver='auto' or 'descend'")
     if settings.solver in lacks:
         return settings.solver, why
-    if not lacks["sparse"] and auto.few_active(codec):
+    if not lacks["sparse"] and auto.few_active(codec, recipe.batch_size):
         return "sparse", f"few of the {codec.n_units} units of a row are active"
     return ("descend", lacks["dense"]) if lacks["dense"] else ("dense", why)
 
 
 def _fill(codec: Codec, settings: Settings, parts: Parts, seen: Survey, seed: int) -> None:
     """The first θ."""
-    loss, sample = parts.objective.loss, torch.from_numpy(seen.sample())
+    from_rows = auto.shared_out(codec, parts.objective, settings.start, len(seen.rows))
+    loss, sample = parts.objective.loss, torch.from_numpy(seen.sample(2 * codec.n_units if from_rows else 0))
     if settings.start == "random":
         fill_random(codec, loss, generator(seed, START))
     else:
         n_axes = 0 if auto.far(codec, settings.start, parts.constraint) else codec.n_units
         axes = torch.from_numpy(seen.spectrum.axes[:, :n_axes].copy())
-        fill_start(codec, sample, axes, loss, generator(seed, START))
-    if getattr(type(codec.code_activation), "observe", None) is not Part.observe:
+        fill_start(codec, sample, axes, loss, generator(seed, START), from_rows=from_rows)
+    if counts(codec):
         observe(codec, sample)
 
 
@@ -292,21 +291,23 @@ def _rounded(settings: Settings, codec: Codec, recipe: Recipe, solver: str) -> b
     return settings.precision == "bfloat16" or repays
 
 
-def _recipe(settings: Settings, parts: Parts, n: int, codec: Codec, *, far: bool) -> Recipe:
-    quick = not far and auto.quick(codec, parts.objective, parts.corruption)
-    batch = settings.batch_size if isinstance(settings.batch_size, int) else auto.batch_size(n, quick=quick)
+def _recipe(settings: Settings, parts: Parts, n: int, codec: Codec) -> Recipe:
+    given = settings.batch_size if isinstance(settings.batch_size, int) else None
+    way = auto.way(codec, parts.objective, parts.corruption, parts.constraint, settings.start, n, given)
     rate, most, decay = settings.learning_rate_init, settings.max_iter, settings.weight_decay
+    far = auto.far(codec, settings.start, parts.constraint)
     return Recipe(
         objective=parts.objective,
         corruption=parts.corruption,
         constraint=parts.constraint,
-        batch_size=batch,
-        learning_rate=auto.learning_rate(codec, settings.start, batch, far=far, quick=quick)
-        if isinstance(rate, str)
-        else rate,
-        max_iter=auto.max_iter(n, batch, far=far, quick=quick) if isinstance(most, str) else most,
+        batch_size=way.batch,
+        learning_rate=way.rate if isinstance(rate, str) else rate,
+        max_iter=way.epochs(n, way.batch) if isinstance(most, str) else most,
         decay=auto.WEIGHT_DECAY if isinstance(decay, str) else decay,
         n_iter_no_change=settings.n_iter_no_change,
         tol=settings.tol,
         sure=0.0 if far or not parts.objective.loss_is_of_rows else auto.SURE,
+        betas=way.betas,
+        warmup=way.warmup,
+        revive=way.revive,
     )

@@ -19,11 +19,15 @@ from retell.codec import Codec
 from retell.networks import Affine, Net
 from retell.objective import mean
 
-__all__ = ["fill_random", "fill_start", "observe"]
+__all__ = ["counts", "fill_random", "fill_start", "observe"]
+
+CELLS = 2**24  # of codes that are looked at at once
 
 
 @torch.no_grad()
-def fill_start(codec: Codec, x: Tensor, axes: Tensor, loss: Any, generator: Generator) -> None:
+def fill_start(
+    codec: Codec, x: Tensor, axes: Tensor, loss: Any, generator: Generator, *, from_rows: bool = False
+) -> None:
     """Fill every weight from the data.
 
     Parameters
@@ -37,13 +41,17 @@ def fill_start(codec: Codec, x: Tensor, axes: Tensor, loss: Any, generator: Gene
     loss : Term
         The data term: its link takes the mean to the decoder's bias.
     generator : torch.Generator
+    from_rows : bool, default=False
+        Where the axes are no help: the frame is of differences of rows, not of any directions.
     """
     for net in (codec.encoder, codec.decoder):
         _fill_hidden(net, generator)
     width, n_units = len(codec.centre), codec.n_units
     filled = codec.fill(x.to(codec.centre))
     aware = axes.shape[1] == n_units
-    frame = axes if aware else _random_frame(width, n_units, generator)
+    frame = axes
+    if not aware:
+        frame = _frame_of_rows(filled, n_units, generator) if from_rows else _random_frame(width, n_units, generator)
     frame = frame.to(codec.centre)
     encoder, decoder = codec.encoder.straight, codec.decoder.straight
     bent = not codec.tied and not torch.equal(loss.link(filled), filled)
@@ -71,10 +79,18 @@ def fill_random(codec: Codec, loss: Any, generator: Generator) -> None:
     _fill_biases(codec, codec.centre[None], loss)
 
 
+def counts(codec: Codec) -> bool:
+    """Whether σ counts something."""
+    return isinstance(codec.code_activation, torch.nn.Module) and any(True for _ in codec.code_activation.buffers())
+
+
 @torch.no_grad()
 def observe(codec: Codec, x: Tensor) -> None:
-    """Let σ count what it must have counted before the first step: thresholds."""
-    codec.train().code_activation.observe(codec(x.to(codec.centre)))
+    """Let σ count afresh what it counts, on rows (N, D) alone: thresholds, before the first step and after the last."""
+    for counted in codec.code_activation.buffers():
+        counted.zero_()
+    few = x[: max(64, CELLS // codec.n_units)]
+    codec.train().code_activation.observe(codec(few.to(codec.centre)))
     codec.train(False)
 
 
@@ -114,6 +130,14 @@ def _random_frame(width: int, n_units: int, generator: Generator) -> Tensor:
     frame = torch.empty(width, n_units, dtype=torch.float64).normal_(generator=generator)
     unit: Tensor = frame / torch.linalg.vector_norm(frame, dim=0)
     return unit
+
+
+def _frame_of_rows(x: Tensor, n_units: int, generator: Generator) -> Tensor:
+    """Unit vectors (D, K), each of the difference of two rows, which has no mean; of any direction for equal rows."""
+    one, other = (torch.randint(len(x), (n_units,), generator=generator) for _ in range(2))
+    off = (x[one] - x[other]).double().T
+    norm = torch.linalg.vector_norm(off, dim=0)
+    return torch.where(norm > 0, off / norm, _random_frame(len(off), n_units, generator))
 
 
 def _scaled(frame: Tensor, x: Tensor, codec: Codec, *, bent: bool) -> Tensor:

@@ -77,9 +77,9 @@ class Survey:
         """Σ (x - mean)² over the rows that judge, a row; where they have no holes."""
         return float(mean_squares(self.x_judged - self.x_judged.mean(0)).sum())
 
-    def sample(self) -> Array:
-        """Evenly spaced rows of all, scaled, enough for a start."""
-        return _sample(self.rows, self.scaling)
+    def sample(self, least: int = 0) -> Array:
+        """Evenly spaced rows of all, scaled, enough for a start, and at least so many if there are."""
+        return _sample(self.rows, self.scaling, least)
 
     def pca_score(self, n_units: int) -> float:
         """R² on the rows that judge of PCA with so many components, fitted to all rows."""
@@ -151,9 +151,9 @@ def survey(
     return Survey(rows, False, scaling, spectrum, factors, judged, found.kept)
 
 
-def _sample(rows: Array, scaling: Scaling) -> Array:
-    """Evenly spaced rows, scaled, enough for a start."""
-    return scaling.to(take(rows, spaced(np.arange(len(rows)), enough(rows.shape[1]))))
+def _sample(rows: Array, scaling: Scaling, least: int = 0) -> Array:
+    """Evenly spaced rows, scaled, enough for a start, and at least so many if there are."""
+    return scaling.to(take(rows, spaced(np.arange(len(rows)), max(least, enough(rows.shape[1])))))
 
 
 def _is_long(rows: Array) -> bool:

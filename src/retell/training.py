@@ -24,6 +24,7 @@ from retell.rows.massive import Limit
 from retell.solvers.dense import Dense
 from retell.solvers.exact import column_errors, penalty, solve
 from retell.solvers.sparse import Sparse
+from retell.start import counts, observe
 from retell.store import CheckpointError, write_checkpoint
 
 __all__ = ["Training"]
@@ -109,6 +110,8 @@ class Training:
                 self._write(identity, state)
             raise
         self.descent.restore_best()
+        if counts(plan.codec):  # a mean over batches of a net that has changed since
+            observe(plan.codec, torch.from_numpy(plan.survey.sample()))
 
     def more(self, x: Any) -> None:
         """One epoch on scaled rows at the largest learning rate."""

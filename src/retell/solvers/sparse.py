@@ -123,6 +123,7 @@ class Sparse(Descent):
         clip(gradients, recipe.clip)
         adamw(parameters, gradients, moments, rate, self.groups[0])
         recipe.constraint.project(dictionary)
+        self.revive(rate)
         self.low.copy_(self.W)
         self.step += 1
         return values
@@ -264,7 +265,7 @@ class Sparse(Descent):
             self.squash.threshold.grad.copy_(torch.bincount(found.units, by_threshold, K))
         if isinstance(self.part, BatchTopK):
             self.part.settle(active.values.min() if len(active.values) else None, self.squash)
-        if self.recipe.objective.counts_idle:
+        if self.counts_idle:
             self.codec.idle += n
             self.codec.idle[active.units[active.values > 0].long()] = 0
 
