@@ -168,6 +168,25 @@ def diagnose(
 
 
 @app.command(sort_key=6)
+def inspect(
+    data: Data,
+    /,
+    *,
+    as_json: Annotated[bool, Parameter(name="--json", negative=(), show_default=False, help="For programs.")] = False,
+) -> None:
+    """Say what is to be known of the rows of DATA before a fit, and what would spoil it."""
+    from retell.inspection import inspect
+    from retell.rows.files import read_rows
+
+    with blame(BAD_DATA):
+        found = inspect(read_rows(data))
+    if as_json:
+        print(json.dumps({**found.figures, "findings": [finding._asdict() for finding in found.findings]}, indent=1))
+    else:
+        print(found)
+
+
+@app.command(sort_key=7)
 def info(
     model: Folder,
     /,
@@ -191,7 +210,7 @@ def info(
     print(aligned({"columns": columns, **facts(it), "solver": it.solver_, "model": str(model)}))
 
 
-@app.command(sort_key=7)
+@app.command(sort_key=8)
 def demo(
     *,
     output: Annotated[Path, Parameter(name=["--output", "-o"], help="Folder to write.")] = Path("demo"),
