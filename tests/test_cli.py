@@ -21,7 +21,9 @@ from retell.options import Options, given, literal
 from retell.rows.files import read_rows, write_rows
 from retell.settings import Settings
 
-COMMANDS = ("fit", "encode", "decode", "reconstruct", "score", "diagnose", "info", "export", "import", "demo")
+COMMANDS = (
+    "fit", "encode", "decode", "reconstruct", "score", "diagnose", "inspect", "info", "export", "import", "demo",
+)  # fmt: skip
 RETELL = [sys.executable, "-m", "retell"]
 FIT = ["--n-components", "2", "--max-iter", "3", "--random-state", "0", "--hidden-layer-sizes", "(8,)"]
 NAMES = ["a", "b", "c", "d", "e"]

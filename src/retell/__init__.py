@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from retell.diagnosis import diagnose
     from retell.estimator import Autoencoder, load
     from retell.grammar import parse
+    from retell.inspection import inspect
     from retell.losses import BCE, MSE, Hidden, Huber, Likelihood, Nested, Poisson
     from retell.networks import mirror, mlp
     from retell.objective import Objective, Term
@@ -71,6 +72,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "diagnosis": ("diagnose",),
     "estimator": ("Autoencoder", "load"),
     "grammar": ("parse",),
+    "inspection": ("inspect",),
     "losses": ("BCE", "MSE", "Hidden", "Huber", "Likelihood", "Nested", "Poisson"),
     "networks": ("mirror", "mlp"),
     "objective": ("Objective", "Term"),
@@ -100,7 +102,7 @@ __all__ = [
     "Hidden", "Huber", "Identity", "JumpReLU", "L1Weights", "Laplace", "Likelihood", "Mask", "ModelFileError",
     "Nested", "NonNegative", "Normal", "Nothing", "Objective", "Part", "Pass", "Poisson", "Prior", "ReLU",
     "SaltAndPepper", "Sample", "Sigmoid", "Softplus", "StudentT", "Swap", "Tanh", "Term", "ToNormal", "TopK",
-    "Uniform", "UnitNorm", "UnitRMS", "Warmup", "diagnose", "load", "mirror", "mlp", "parse",
+    "Uniform", "UnitNorm", "UnitRMS", "Warmup", "diagnose", "inspect", "load", "mirror", "mlp", "parse",
 ]  # fmt: skip
 
 

@@ -171,6 +171,25 @@ def diagnose(
 
 
 @app.command(sort_key=6)
+def inspect(
+    data: Data,
+    /,
+    *,
+    as_json: Annotated[bool, Parameter(name="--json", negative=(), show_default=False, help="For programs.")] = False,
+) -> None:
+    """Say what is to be known of the rows of DATA before a fit, and what would spoil it."""
+    from retell.inspection import inspect
+    from retell.rows.files import read_rows
+
+    with blame(BAD_DATA):
+        found = inspect(read_rows(data))
+    if as_json:
+        print(json.dumps({**found.figures, "findings": [finding._asdict() for finding in found.findings]}, indent=1))
+    else:
+        print(found)
+
+
+@app.command(sort_key=7)
 def info(
     model: Folder,
     /,
@@ -195,7 +214,7 @@ def info(
     print(aligned({"columns": columns, **facts(it), "solver": it.solver_, "model": str(model)}))
 
 
-@app.command(sort_key=7)
+@app.command(sort_key=8)
 def export(
     model: Folder,
     /,
@@ -219,7 +238,7 @@ def export(
         print(f"{output}: {to}, {equality}", file=sys.stderr)
 
 
-@app.command(name="import", sort_key=8)
+@app.command(name="import", sort_key=9)
 def import_(
     folder: Annotated[Path, Parameter(help="A folder of SAELens, sparsify or dictionary_learning.")],
     /,
@@ -243,7 +262,7 @@ def import_(
         print(aligned({**facts(it), "outputs": str(equality), "model": str(output)}), file=sys.stderr)
 
 
-@app.command(sort_key=9)
+@app.command(sort_key=10)
 def demo(
     *,
     output: Annotated[Path, Parameter(name=["--output", "-o"], help="Folder to write.")] = Path("demo"),

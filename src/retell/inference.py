@@ -151,7 +151,8 @@ class Stack:
             self.straight = self._matrix(V)
             weights[0], weights[-1], biases[-2] = weights[0] * into, out * weights[-1], out * biases[-2] - V @ lost
             biases.pop()
-        biases[0] = biases[0] - torch.cat([some @ lost for some in _divided(weights[0], unit)])
+        if lost.any():
+            biases[0] = biases[0] - torch.cat([some @ lost for some in _divided(weights[0], unit)])
         self.weights = [self._matrix(weights[0], unit), *map(self._matrix, weights[1:])]
         self.biases = [pad(b[None].to(self.like))[0] for b in biases]
 
@@ -159,7 +160,10 @@ class Stack:
         """(W / unit)ᵀ, padded."""
         n_out, n_in = W.shape
         matrix, done = self.like.new_zeros(_round_up(n_in), _round_up(n_out)), 0
-        for some in torch.split(W, _share(W)) if unit is None else _divided(W, unit):
+        if unit is None or bool((unit == 1).all()):
+            matrix[:n_in, :n_out] = W.T
+            return matrix
+        for some in _divided(W, unit):
             matrix[:n_in, done : done + len(some)] = some.T
             done += len(some)
         return matrix
@@ -167,12 +171,8 @@ class Stack:
 
 def _divided(W: Tensor, unit: Tensor) -> Iterator[Tensor]:
     """W / unit in float64, some rows at a time: a wide matrix need not be there twice."""
-    for some in torch.split(W, _share(W)):
+    for some in torch.split(W, max(1, CELLS // W.shape[1])):
         yield some.double() / unit
-
-
-def _share(W: Tensor) -> int:
-    return max(1, CELLS // W.shape[1])
 
 
 class Run:

@@ -23,16 +23,17 @@ Array = npt.NDArray[Any]
 Norms = tuple[float, float, float]
 """Low and high quantile, and root mean square, of the rows' r."""
 
+FEW = 10  # rows of a fit that tell nothing of others
 FEWEST, MOST, CELLS = 32, 256, 2**18  # rows without which nothing is said; rows, and cells, that are enough to tell
 BEYOND = 3.0  # times the range of the training rows, either way, that most rows must leave
 FAR = 3.0  # root mean squares of the training rows by which the medians must be off
 
 
-def norms_of(x: Array, centre: Array) -> Norms:
-    """Of scaled rows (N, D), NaN where unseen."""
+def norms_of(x: Array, centre: Array) -> Norms | None:
+    """Of scaled rows (N, D), NaN where unseen; None where they are too few to tell of others."""
     r = _sizes(x - centre)
-    if not len(r):
-        return 0.0, 0.0, 0.0
+    if len(r) < FEW:
+        return None
     low, high = np.quantile(r, (0.01, 0.99))
     return float(low), float(high), float(np.sqrt((r**2).mean()))
 

@@ -98,7 +98,7 @@ def _of_covariance(training: Training) -> _Account:
     plan, codec, spectrum = training.plan, training.plan.codec, training.plan.survey.spectrum
     W, V = (net.last.weight.detach().double().cpu().numpy() for net in (codec.encoder, codec.decoder))
     covariance = times(W, spectrum.times(W.T, spanned=not isinstance(plan.parts.corruption, Mask)))
-    codec.rms.copy_(torch.from_numpy(np.sqrt(np.diag(covariance))))
+    codec.rms.copy_(torch.from_numpy(np.sqrt(np.maximum(np.diag(covariance), 0.0))))
     errors = training.column_errors(Nothing(), held_out=False)
     score = train_score = share(errors.sum(), spectrum.variances.sum())
     if len(plan.held_out):
