@@ -14,6 +14,7 @@ PACKAGES = ("retell", "torch", "numpy")
 CODES = {
     "TopK": (8, 16, 32, 64),
     "BatchTopK": (8, 16, 32, 64),
+    "Matryoshka": (8,),
     "L1": (0.003, 0.006, 0.012, 0.025, 0.05),
     "JumpReLU": (0.0003, 0.0006, 0.0012, 0.0025, 0.005),
 }
@@ -34,8 +35,12 @@ def source():
 SOURCE = source()
 
 
-def settings(code, amount):
+def settings(asked):
     """Parameters of Autoencoder."""
+    code, amount, K = asked.code, asked.amount, asked.K
+    if code == "Matryoshka":
+        nested = f"Nested(MSE(), ({K // 16}, {K // 4}, {K // 2}))"
+        return {"code_activation": f"BatchTopK({int(amount)})", "objective": nested}
     if code in ("TopK", "BatchTopK"):
         return {"code_activation": f"{code}({int(amount)})"}
     activation, penalty = {"L1": ("ReLU()", "L1()"), "JumpReLU": ("JumpReLU()", "L0()")}[code]
@@ -46,7 +51,7 @@ def settings(code, amount):
 
 def begin(asked, rows, **more):
     """A fit before its first step: the model and its training."""
-    given = {"batch_size": 4096, "random_state": asked.seed, **settings(asked.code, asked.amount), **more}
+    given = {"batch_size": 4096, "random_state": asked.seed, **settings(asked), **more}
     model = Autoencoder(asked.K, **given)
     return model, model._begin(*model._settings(), rows, None)
 
@@ -99,7 +104,7 @@ def dialled(asked, rows, word, target, epochs):
     """A fit that is asked for an L0 or an FVU."""
     if word not in Settings.__dataclass_fields__:
         raise NotImplementedError(f"Autoencoder has no {word}")
-    given = settings(asked.code, asked.amount)
+    given = settings(asked)
     given.pop("target_l0", None)
     more = {"batch_size": 4096, "max_iter": epochs, "random_state": asked.seed, word: target}
     model = Autoencoder(asked.K, **given, **more)
