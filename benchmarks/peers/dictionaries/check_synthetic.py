@@ -56,7 +56,7 @@ def theirs(law: synthetic.Law) -> SyntheticModel:
 
 
 def given(model: SyntheticModel, law: synthetic.Law) -> tuple[synthetic.World, list[tuple[str, float, float, float]]]:
-    """A world with the model's draws, and how what is not drawn, or drawn alike, compares: name, mine, theirs, slack."""
+    """A world with the model's draws, and how what is not drawn, or drawn alike, compares: name, two figures, slack."""
     generator = model.activation_generator
     world = synthetic.World(law, 0)
     factor, own = (some.numpy() for some in generator.low_rank_correlation)

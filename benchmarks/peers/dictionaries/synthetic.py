@@ -1,4 +1,4 @@
-"""Rows of which the features are known, in the manner of SynthSAEBench (Chanin & Garriga-Alonso 2026, arXiv 2602.14687).
+"""Rows of which the features are known, in the manner of SynthSAEBench (Chanin & Garriga-Alonso, arXiv 2602.14687).
 
     x = Σ_i h_i v_i + b,      h_i = [i fires] max(m_i + s_i n_i, 0) · (in a tree: the parent's h over its m)
 
