@@ -1,6 +1,7 @@
 """retell: the settings of Autoencoder, the steps of its solver, and whole fits."""
 
 import hashlib
+import time
 from pathlib import Path
 
 import numpy as np
@@ -75,11 +76,14 @@ class Fit:
 class Trained:
     """What a whole fit has learned, in the rows' own units."""
 
-    def __init__(self, training):
-        plan = training.plan
-        self.codec, self.K = plan.codec, plan.codec.n_units
-        self.shift, self.factor = (torch.from_numpy(some).float() for some in (plan.survey.scaling.shift,
-                                                                               plan.survey.scaling.factor))  # fmt: skip
+    def __init__(self, codec, scaling):
+        self.codec = codec
+        self.shift, self.factor = (torch.from_numpy(some).float() for some in (scaling.shift, scaling.factor))
+
+    @classmethod
+    def by(cls, training):
+        """A training as it stands."""
+        return cls(training.plan.codec, training.plan.survey.scaling)
 
     def encode(self, x):
         return self.codec(((x - self.shift) / self.factor).to(self.codec.centre)).h
@@ -96,8 +100,8 @@ def train(asked, rows, epochs, after, **more):
     rate = {} if asked.rate is None else {"learning_rate_init": asked.rate}
     _, training = begin(asked, rows.numpy(), max_iter=epochs, **rate, **more)
     for number, _ in enumerate(training.epochs(), 1):
-        after(number, Trained(training))
-    return Trained(training)
+        after(number, Trained.by(training))
+    return Trained.by(training)
 
 
 def dialled(asked, rows, word, target, epochs):
@@ -111,4 +115,27 @@ def dialled(asked, rows, word, target, epochs):
     training = model._begin(*model._settings(), rows.numpy(), None)
     for _ in training.epochs():
         pass
-    return Trained(training)
+    return Trained.by(training)
+
+
+def seconds_a_row(asked, x, batch):
+    """Of the steps of a fit to rows in memory."""
+    _, training = begin(asked, x, max_iter=2, batch_size=batch, early_stopping=False)
+    rows = training.plan.rows()[:]
+    training.descent.one_epoch(rows)
+    start = time.perf_counter()
+    training.descent.one_epoch(rows)
+    return (time.perf_counter() - start) / len(x)
+
+
+def streamed(asked, blocks, batch):
+    """A fit to rows that come in blocks, each seen once, and its seconds."""
+    model = Autoencoder(asked.K, batch_size=batch, learning_rate_init=asked.rate, random_state=0, **settings(asked))
+    start = time.perf_counter()
+    if hasattr(model, "fit_stream"):
+        model.fit_stream(blocks)
+    else:
+        for block in blocks:
+            model.partial_fit(block)
+    seconds = time.perf_counter() - start
+    return Trained(model.codec_, model.scaling_), seconds
