@@ -4,8 +4,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Two threads of arithmetic in each of two test processes would fight for two cores.
 TEST_ENV := OMP_NUM_THREADS=1
-PEERS_PIP := .bench/peers/bin/pip install --quiet --disable-pip-version-check
-SELF_SUFFICIENT := $(addprefix benchmarks/,never_worse.py scaling.py speed.py streaming.py)
+PIP := bin/pip install --quiet --disable-pip-version-check
+SELF_SUFFICIENT := $(addprefix benchmarks/,never_worse.py recovery.py scaling.py speed.py streaming.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test docs bench
@@ -34,14 +34,15 @@ test: install ## Style, types, storeys, tests
 docs: install ## Run every page of docs/source; docs/ gets what they say, print and draw
 	$(TEST_ENV) $(BIN)/python docs/build.py
 
-bench: install .bench/peers/.installed ## Every benchmark; DATA=DIR for those that need the folder of the data
+bench: install .bench/peers/.installed .bench/sparse/.installed ## Every benchmark; DATA=DIR for those that need the folder of the data
 	@failed=; for one in $(if $(DATA),$(wildcard benchmarks/*.py),$(SELF_SUFFICIENT)); do \
 		echo "== $$one"; $(BIN)/python $$one $(if $(DATA),--data "$(DATA)") || failed="$$failed $$one"; \
 	done; test -z "$$failed" || { echo "missed what they want:$$failed"; exit 1; }
 
 # A peer that does not install must not keep the others from being measured: it says so in the table.
-.bench/peers/.installed: benchmarks/peers/requirements.txt benchmarks/peers/requirements-no-deps.txt
-	$(PYTHON) -m venv .bench/peers
-	$(PEERS_PIP) -r $< || for one in $$(grep -v '^#' $<); do $(PEERS_PIP) -c $< $$one || echo "left out: $$one"; done
-	$(PEERS_PIP) --no-deps --ignore-requires-python -r benchmarks/peers/requirements-no-deps.txt || echo "left out: encdr"
+.bench/%/.installed: benchmarks/peers/requirements-%.txt benchmarks/peers/requirements-%-no-deps.txt
+	$(PYTHON) -m venv .bench/$*
+	.bench/$*/$(PIP) -r $< || for one in $$(grep -v '^#' $<); do .bench/$*/$(PIP) -c $< $$one || echo "left out: $$one"; done
+	for one in $$(grep -v '^#' $(word 2,$^)); do \
+		.bench/$*/$(PIP) --no-deps --ignore-requires-python $$one || echo "left out: $$one"; done
 	@touch $@

@@ -1,8 +1,9 @@
 """retell's sparse dictionaries beside the libraries that train them: steps, memory, FVU against L0, dials, seeds.
 
     make bench DATA=DIR       installs the libraries into .bench/sparse, then runs this and the other benchmarks
-    python benchmarks/sparse.py --data DIR [--only steps,l1,frontier,dials,stability] [--peers a,b,...] [--rounds N]
-                                [--seeds N] [--codes a,b,...] [--store FILE] [--json FILE] [--no-fits] [--no-bars]
+    python benchmarks/sparse.py --data DIR [--only steps,l1,memory,frontier,dials,stability] [--peers a,b,...]
+                                [--codes a,b,...] [--widths a,b] [--rounds N] [--seeds N] [--store FILE] [--json FILE]
+                                [--no-fits] [--no-bars]
 
 Every library runs in a process of its own that waits, blocked, for its turn. Rows are the 60,000 of
 minilm_tokens_train.npy, and FVU, the share of variance left unexplained, is of minilm_tokens_test.npy: 384 columns,
@@ -11,7 +12,7 @@ multiplied for the peers so that the training rows' mean norm is √384; retell 
 "steps" and "l1": batches of 4,096 rows that are in memory; in each round each library takes steps for about 0.7 s, and
 ratios are medians over the rounds of ratios within a round. "product" is the encoder's matrix product alone, float32.
 A peer is timed in the faster of float32 and mixed bfloat16, its own or torch's; what the latter does to its FVU is in
-the frontier. L1 and JumpReLU codes are dense at first and are timed after 30 steps. Memory is of a fresh process.
+the frontier. L1 and JumpReLU codes are dense at first and are timed after 30 steps. "memory" is of fresh processes.
 
 "frontier": K = 3072, seven epochs in batches of 4,000, which are 105 steps; every k or penalty of a ladder, peers at
 each rate of 1e-3, 3e-3, 1e-2 with the first seed and at the best with the others. Rates rise over the first 5 % of the
@@ -46,18 +47,18 @@ from peers.process import ROOT
 
 LABELS = "retell", "retell, defaults", "saelens", "dictionary_learning", "sparsify", "overcomplete"
 PEERS = "retell", "saelens", "dictionary_learning", "sparsify", "overcomplete", "plain", "products"
-PARTS = "steps", "l1", "frontier", "dials", "stability"
+PARTS = "steps", "l1", "memory", "frontier", "dials", "stability"
 MEMORY = "TopK(32), K = 12288"
 
 
 def measure(crew: Crew, given: argparse.Namespace, store: Store, figures: Figures) -> None:
     """All figures, printed as they come."""
     labels = [label for label in LABELS if label.split(",")[0] in crew.peers and not crew[label.split(",")[0]].cannot]
-    for cell, (code, _) in measures.CELLS.items():
-        if ("l1" if code == "L1" else "steps") in given.only:
+    for cell, (code, K) in measures.CELLS.items():
+        if ("l1" if code == "L1" else "steps") in given.only and code in given.codes and str(K) in given.widths:
             figures[cell] = measures.steps(crew, cell, given.rounds)
             show.steps(cell, figures[cell])
-    if "steps" in given.only:
+    if "memory" in given.only:
         figures["memory"] = measures.peaks(crew, MEMORY)
         show.peaks(MEMORY, figures["memory"])
     if "frontier" in given.only:
@@ -84,7 +85,8 @@ def main() -> int:
     options.add_argument("--data", type=Path, required=True)
     options.add_argument("--only", default=list(PARTS), **several)
     options.add_argument("--peers", default=list(PEERS), **several)
-    options.add_argument("--codes", default=list(frontier.CODES), help="of the frontier", **several)
+    options.add_argument("--codes", default=list(frontier.CODES), help="of steps and frontier", **several)
+    options.add_argument("--widths", default=["3072", "12288"], help="of steps", **several)
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--store", type=Path, default=ROOT / ".bench/sparse-results.jsonl")

@@ -62,9 +62,9 @@ def scaled(data: str) -> tuple[torch.Tensor, torch.Tensor]:
     return train * factor, test * factor
 
 
-def batches(n: int, epochs: int, seed: int) -> Iterator[torch.Tensor]:
-    """Numbers of rows: every epoch all of them in another order, in batches of equal size, at most BATCH."""
-    several = -(-n // BATCH)
+def batches(n: int, epochs: int, seed: int, most: int = BATCH) -> Iterator[torch.Tensor]:
+    """Numbers of rows: every epoch all of them in another order, in batches of equal size, at most `most`."""
+    several = -(-n // most)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(epochs):
         order = torch.randperm(n, generator=generator)

@@ -1,6 +1,7 @@
 """retell: the settings of Autoencoder, the steps of its solver, and whole fits."""
 
 import hashlib
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ PACKAGES = ("retell", "torch", "numpy")
 CODES = {
     "TopK": (8, 16, 32, 64),
     "BatchTopK": (8, 16, 32, 64),
+    "Matryoshka": (8,),
     "L1": (0.003, 0.006, 0.012, 0.025, 0.05),
     "JumpReLU": (0.0003, 0.0006, 0.0012, 0.0025, 0.005),
 }
@@ -34,8 +36,12 @@ def source():
 SOURCE = source()
 
 
-def settings(code, amount):
+def settings(asked):
     """Parameters of Autoencoder."""
+    code, amount, K = asked.code, asked.amount, asked.K
+    if code == "Matryoshka":
+        nested = f"Nested(MSE(), ({K // 16}, {K // 4}, {K // 2}))"
+        return {"code_activation": f"BatchTopK({int(amount)})", "objective": nested}
     if code in ("TopK", "BatchTopK"):
         return {"code_activation": f"{code}({int(amount)})"}
     activation, penalty = {"L1": ("ReLU()", "L1()"), "JumpReLU": ("JumpReLU()", "L0()")}[code]
@@ -46,7 +52,7 @@ def settings(code, amount):
 
 def begin(asked, rows, **more):
     """A fit before its first step: the model and its training."""
-    given = {"batch_size": 4096, "random_state": asked.seed, **settings(asked.code, asked.amount), **more}
+    given = {"batch_size": 4096, "random_state": asked.seed, **settings(asked), **more}
     model = Autoencoder(asked.K, **given)
     return model, model._begin(*model._settings(), rows, None)
 
@@ -70,11 +76,14 @@ class Fit:
 class Trained:
     """What a whole fit has learned, in the rows' own units."""
 
-    def __init__(self, training):
-        plan = training.plan
-        self.codec, self.K = plan.codec, plan.codec.n_units
-        self.shift, self.factor = (torch.from_numpy(some).float() for some in (plan.survey.scaling.shift,
-                                                                               plan.survey.scaling.factor))  # fmt: skip
+    def __init__(self, codec, scaling):
+        self.codec = codec
+        self.shift, self.factor = (torch.from_numpy(some).float() for some in (scaling.shift, scaling.factor))
+
+    @classmethod
+    def by(cls, training):
+        """A training as it stands."""
+        return cls(training.plan.codec, training.plan.survey.scaling)
 
     def encode(self, x):
         return self.codec(((x - self.shift) / self.factor).to(self.codec.centre)).h
@@ -91,19 +100,42 @@ def train(asked, rows, epochs, after, **more):
     rate = {} if asked.rate is None else {"learning_rate_init": asked.rate}
     _, training = begin(asked, rows.numpy(), max_iter=epochs, **rate, **more)
     for number, _ in enumerate(training.epochs(), 1):
-        after(number, Trained(training))
-    return Trained(training)
+        after(number, Trained.by(training))
+    return Trained.by(training)
 
 
 def dialled(asked, rows, word, target, epochs):
     """A fit that is asked for an L0 or an FVU."""
     if word not in Settings.__dataclass_fields__:
         raise NotImplementedError(f"Autoencoder has no {word}")
-    given = settings(asked.code, asked.amount)
+    given = settings(asked)
     given.pop("target_l0", None)
     more = {"batch_size": 4096, "max_iter": epochs, "random_state": asked.seed, word: target}
     model = Autoencoder(asked.K, **given, **more)
     training = model._begin(*model._settings(), rows.numpy(), None)
     for _ in training.epochs():
         pass
-    return Trained(training)
+    return Trained.by(training)
+
+
+def seconds_a_row(asked, x, batch):
+    """Of the steps of a fit to rows in memory."""
+    _, training = begin(asked, x, max_iter=2, batch_size=batch, early_stopping=False)
+    rows = training.plan.rows()[:]
+    training.descent.one_epoch(rows)
+    start = time.perf_counter()
+    training.descent.one_epoch(rows)
+    return (time.perf_counter() - start) / len(x)
+
+
+def streamed(asked, blocks, batch):
+    """A fit to rows that come in blocks, each seen once, and its seconds."""
+    model = Autoencoder(asked.K, batch_size=batch, learning_rate_init=asked.rate, random_state=0, **settings(asked))
+    start = time.perf_counter()
+    if hasattr(model, "fit_stream"):
+        model.fit_stream(blocks)
+    else:
+        for block in blocks:
+            model.partial_fit(block)
+    seconds = time.perf_counter() - start
+    return Trained(model.codec_, model.scaling_), seconds

@@ -20,6 +20,7 @@ PACKAGES = ("sae-lens", "torch")
 CODES = {
     "TopK": (8, 16, 32, 64),
     "BatchTopK": (8, 16, 32, 64),
+    "Matryoshka": (8,),
     "L1": (0.5, 1, 2, 4, 8),
     "JumpReLU": (0.5, 1, 2, 4, 8),
 }

@@ -26,6 +26,8 @@ import torch  # noqa: E402
 
 from peers import memory  # noqa: E402
 from peers.dictionaries.asked import BATCH, Asked, batches, rows, scaled  # noqa: E402
+from peers.dictionaries.recovered import score  # noqa: E402
+from peers.dictionaries.synthetic import Codes  # noqa: E402
 from peers.serve import Answer, serve, set_threads  # noqa: E402
 
 SEVERAL = 4  # batches in memory that steps go round
@@ -142,16 +144,33 @@ class Worker:
         fvu, l0 = Judge(test)(self.peer.dialled(Asked(**asked), train, word, target, epochs))
         return {"fvu": fvu, "l0": l0, "reached": l0 if word == "target_l0" else fvu}
 
+    def recover(self, asked: Answer, folder: str, epochs: int, batch: int) -> Answer:
+        """What a fit to rows of a known world has found, and its seconds."""
+        what, x = Asked(**asked), torch.from_numpy(np.load(Path(folder) / "train.npy"))
+        world, start = np.load(Path(folder) / "world.npz"), time.perf_counter()
+        if hasattr(self.peer, "train"):
+            fit = self.peer.train(what, x, epochs, lambda *_: None, batch_size=batch)
+        else:
+            fit = self.steps_of(what, x, list(batches(len(x), epochs, what.seed, batch)), lambda *_: None)
+        seconds = time.perf_counter() - start
+        test, codes = torch.from_numpy(world["test"]), (world[word] for word in ("row", "feature", "size"))
+        return {**score(fit, test, Codes(*codes, len(test)), world["vectors"]), "seconds": seconds}
+
     def epochs(self, what: Asked, epochs: int, after: Callable[[float, Any], None]) -> Any:
-        """All steps of a library that has steps."""
+        """A fit to all rows of a library that has steps."""
         train = scaled(self.data)[0]
         order = list(batches(len(train), epochs, what.seed))
-        a_epoch = len(order) // epochs
-        fit = self.peer.Fit(replace(what, steps=len(order)), train[order[0]])
+        return self.steps_of(what, train, order, lambda n, fit: after(n * epochs / len(order), fit))
+
+    def steps_of(self, what: Asked, x: torch.Tensor, order: list[torch.Tensor], after: Callable[..., None]) -> Any:
+        """One step for each batch of rows; `after(steps, fit)` follows the first few and each epoch's last."""
+        fit = self.peer.Fit(replace(what, steps=len(order)), x[order[0]])
+        taken = 0
         for number, some in enumerate(order, 1):
-            fit.step(train[some])
-            if number in EARLY or number % a_epoch == 0:
-                after(number / a_epoch, fit)
+            fit.step(x[some])
+            taken += len(some)
+            if number in EARLY or taken % len(x) == 0:
+                after(number, fit)
         return fit
 
 
