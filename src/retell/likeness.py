@@ -24,7 +24,7 @@ Norms = tuple[float, float, float]
 """Low and high quantile, and root mean square, of the rows' r."""
 
 FEW = 10  # rows of a fit that tell nothing of others
-FEWEST, MOST, CELLS = 32, 256, 2**18  # rows without which nothing is said; rows, and cells, that are enough to tell
+FEWEST, MOST, CELLS = 32, 256, 2**15  # rows without which nothing is said; rows, and cells, that are enough to tell
 BEYOND = 3.0  # times the range of the training rows, either way, that most rows must leave
 FAR = 3.0  # root mean squares of the training rows by which the medians must be off
 
@@ -41,7 +41,7 @@ def norms_of(x: Array, centre: Array) -> Norms | None:
 def warn_unlike(rows: Array, scaling: Scaling, norms: Norms | None) -> None:
     """Warn, in a sentence, where most of some rows (N, D) in their own units, or their medians, are far from the fit's.
 
-    Evenly spaced rows are looked at, some 256; of fewer than 32 nothing is said.
+    Evenly spaced rows are looked at, at most 256; of fewer than 32 nothing is said.
     """
     if norms is None or len(rows) < FEWEST:
         return
@@ -78,6 +78,6 @@ def _sizes(off: Array) -> Array:
 
 def _middle(off: Array) -> Array:
     """Medians of the columns that have any cell: a few strange rows do not move them."""
-    there = off[:, ~np.isnan(off).all(0)]
-    middle: Array = np.nanmedian(there, axis=0)
+    holes = np.isnan(off)
+    middle: Array = np.nanmedian(off[:, ~holes.all(0)], axis=0) if holes.any() else np.median(off, axis=0)
     return middle
