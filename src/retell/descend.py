@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -24,7 +24,7 @@ from retell.objective import Objective
 from retell.seeds import HELD_OUT, NOISE, generator, row_order
 from retell.spread import ahead
 
-__all__ = ["Descent", "Epoch", "Group", "Judgement", "Moments", "Recipe", "adamw"]
+__all__ = ["Descent", "Epoch", "Group", "Judgement", "Moments", "Recipe", "adamw", "up_and_down"]
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,11 @@ def adamw(values: list[Tensor], gradients: list[Any], moments: list[list[Tensor]
     )  # fmt: skip
 
 
+def up_and_down(at: float, total: float) -> float:
+    """What part of the largest learning rate to use at a step of so many: up a tenth of the way, then down to zero."""
+    return max(0.0, min((at + 1) / max(1.0, 0.1 * total), (total - at) / (0.9 * total)))
+
+
 class Descent:
     """Gradient steps on a codec, with all the state needed to stop and go on.
 
@@ -140,6 +145,7 @@ class Descent:
         self.first = self.best  # with the objective on each held-out row, what a better epoch has to beat
         self.first_rows = self.best_rows = torch.zeros(0)
         self.taken = torch.zeros(0)  # memory for rows on their way
+        self.schedule: Callable[[float], float] | None = None  # by step, where epochs are not alike
         self.judges: Any = None  # the held-out rows, and how much there is to explain in them
 
     def epochs(self, x: Tensor, held_out: Tensor | None = None) -> Iterator[Epoch]:
@@ -210,9 +216,8 @@ class Descent:
 
         Once the held-out rows have stopped improving, it falls from where it is to zero in `TAIL` epochs.
         """
-        total = self.recipe.max_iter * steps
         at = min(self.step, self.anneal_from)
-        share = min((at + 1) / max(1.0, 0.1 * total), (total - at) / (0.9 * total))
+        share = up_and_down(at, self.recipe.max_iter * steps) if self.schedule is None else self.schedule(at)
         if self.step > self.anneal_from:
             share *= (self.end - self.step) / (self.end - self.anneal_from)
         return share
