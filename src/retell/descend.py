@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -24,7 +24,7 @@ from retell.objective import Objective
 from retell.seeds import HELD_OUT, NOISE, generator, row_order
 from retell.spread import ahead
 
-__all__ = ["Descent", "Epoch", "Group", "Judgement", "Moments", "Recipe", "adamw", "clip"]
+__all__ = ["Descent", "Epoch", "Group", "Judgement", "Moments", "Recipe", "adamw", "clip", "up_and_down"]
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,11 @@ def clip(gradients: list[Any], most: float) -> None:
         torch._foreach_mul_(gradients, (most / norm).clamp(max=1.0))
 
 
+def up_and_down(at: float, total: float, up: float = 0.1) -> float:
+    """What part of the largest learning rate to use at a step of so many: up for a share of the way, then to zero."""
+    return max(0.0, min((at + 1) / max(1.0, up * total), (total - at) / ((1 - up) * total)))
+
+
 class Descent:
     """Gradient steps on a codec, with all the state needed to stop and go on.
 
@@ -157,6 +162,7 @@ class Descent:
         self.first = self.best  # with the objective on each held-out row, what a better epoch has to beat
         self.first_rows = self.best_rows = torch.zeros(0)
         self.taken = torch.zeros(0)  # memory for rows on their way
+        self.schedule: Callable[[float], float] | None = None  # by step, where epochs are not alike
         self.judges: Any = None  # the held-out rows, and how much there is to explain in them
 
     def epochs(self, x: Tensor, held_out: Tensor | None = None) -> Iterator[Epoch]:
@@ -242,10 +248,9 @@ class Descent:
 
         Once the held-out rows have stopped improving, it falls from where it is to zero in `TAIL` epochs.
         """
-        total = self.recipe.max_iter * steps
         at = min(self.step, self.anneal_from)
-        up = self.recipe.warmup
-        share = min((at + 1) / max(1.0, up * total), (total - at) / ((1 - up) * total))
+        recipe = self.recipe
+        share = up_and_down(at, recipe.max_iter * steps, recipe.warmup) if self.schedule is None else self.schedule(at)
         if self.step > self.anneal_from:
             share *= (self.end - self.step) / (self.end - self.anneal_from)
         return share

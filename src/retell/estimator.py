@@ -28,14 +28,16 @@ from retell.plan import Parts, Plan, make_plan, plan_on
 from retell.reader import Reader
 from retell.record import record
 from retell.rows.arrays import check_finite, check_kinds, check_support, unmasked
-from retell.rows.blocks import blocks, release
+from retell.rows.blocks import POOL, blocks, release
 from retell.rows.files import read_rows
 from retell.rows.massive import Limit
 from retell.rows.shards import Shards
+from retell.rows.stream import arrays, beginning
 from retell.seeds import seed_of
 from retell.settings import Settings, as_settings
 from retell.spread import calm
 from retell.store import read_checkpoint
+from retell.streaming import Streaming
 from retell.training import Training
 
 __all__ = ["Autoencoder", "LogJoint", "load"]
@@ -103,7 +105,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         Rows that are further from the medians of the columns than so many times the median of these distances, in the
         rows' own units, are not fitted to: they count for no scaling, start, step, judgement or density. Above 1; 10
         leaves out the massive activations of language models' first tokens, 10 to 100 times as long as others, which
-        would be all that a fit sees. `n_left_out_` says how many they were. All other methods take them as any row.
+        outweigh them in squares. `n_left_out_` says how many they were. All other methods take them as any row.
     solver : {"auto", "exact", "sparse", "dense", "descend"}, default="auto"
         "exact" is the closed form, "descend" the reference loop with autograd's gradients, "dense" the same loop
         with gradients that are written out, several times faster on small nets, "sparse" the same by the active
@@ -339,6 +341,62 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         self._training.left_out += left_out
         self._training.more(plan.rows())
         self._take(self._training, names)
+        return self
+
+    def fit_stream(self, batches: Iterable[Any], *, n_rows: int | None = None) -> Self:
+        """Learn the code of rows that come batch by batch, once, such as a network's activations.
+
+        The first 128 MB of rows settle scaling, widths and the first weights, as all rows do in `fit`. They are also
+        the pool that all later rows go through: each that comes takes the place of one drawn at random, which is
+        trained on, in steps of `batch_size` rows. Nothing else is held, however long the stream is. With
+        `early_stopping` a share of the first rows is held out; they judge the result, but do not end it.
+
+        Parameters
+        ----------
+        batches : iterable of arrays or tensors of shape (n, D)
+            All of one width and type, on any device; n may vary. NaN is an unseen cell.
+        n_rows : int, optional
+            How many rows to take; the learning rate goes up over the first tenth of them, then down to zero. Without
+            it all are taken; the learning rate goes up for 100 steps and stays there until the stream has ended,
+            then falls to zero over the rows that are left in the pool: better say how many there will be.
+
+        Returns
+        -------
+        Autoencoder
+            As after `fit`; `loss_curve_` has an entry for every 32 MB of rows.
+
+        Raises
+        ------
+        ValueError
+            If a batch is not one of rows or unlike the first; for `solver="exact"`, which needs all rows.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from retell import Autoencoder
+        >>> rng = np.random.default_rng(0)
+        >>> mix = rng.normal(size=(4, 20))
+        >>> batches = (rng.normal(size=(50, 4)) @ mix for _ in range(100))
+        >>> model = Autoencoder(4, hidden_layer_sizes=(), random_state=0).fit_stream(batches)
+        >>> round(model.score(rng.normal(size=(500, 4)) @ mix), 3)
+        1.0
+        """
+        settings, parts = self._settings()
+        if n_rows is not None and not (isinstance(n_rows, int | np.integer) and n_rows >= 2):
+            raise ValueError(f"n_rows={n_rows!r} is not possible: an int from 2 on or None was expected")
+        first, coming, ended = beginning(arrays(batches, n_rows, parts.objective.loss), POOL)
+        rows: Any = Shards.of(first) if first.dtype == np.float16 else first
+        training = self._begin(settings, parts, rows, None, whole=False)
+        stream = Streaming(training, len(first) if ended else n_rows)
+        del first, rows
+        for epoch in stream.epochs(coming):
+            if self.verbose:
+                print(epoch, file=sys.stderr)
+        stream.look_back()
+        if self.verbose and training.limit is not None:
+            print(f"max_norm={training.limit.multiple:g}: {training.left_out:,} rows are left out", file=sys.stderr)
+        self._take(training, None)
+        self.__dict__.pop("_training", None)
         return self
 
     def transform(self, X: Any, *, out: Any = None, sparse_output: bool = False) -> Any:
@@ -631,7 +689,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
     def _begin(
         self, settings: Settings, parts: Parts, rows: Array, checkpoint: str | os.PathLike[str] | None,
-        names: Any = None,
+        names: Any = None, *, whole: bool = True,
     ) -> Training:  # fmt: skip
         """A fit before its first epoch."""
         limit = self._limit(settings, rows)
@@ -639,7 +697,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         found = None if checkpoint is None else read_checkpoint(checkpoint)
         seed = seed_of(self.random_state) if found is None else int(found[0]["seed"])
         with calm(rows.shape[1]):
-            plan = make_plan(settings, parts, rows, seed, names)
+            plan = make_plan(settings, parts, rows, seed, names, whole=whole)
         auto.warn_identity(plan.codec, plan.parts.objective, plan.parts.corruption)
         if self.verbose:
             print(f"solver {plan.solver}: {plan.reason}", file=sys.stderr)

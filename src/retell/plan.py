@@ -86,7 +86,9 @@ class Plan:
         return rows if rows.device.type == "cpu" or rows.pooled else rows[:]
 
 
-def make_plan(settings: Settings, parts: Parts, rows: Array, seed: int, names: Any = None) -> Plan:
+def make_plan(
+    settings: Settings, parts: Parts, rows: Array, seed: int, names: Any = None, *, whole: bool = True
+) -> Plan:
     """Look at the rows, resolve every "auto", build the codec and fill its first θ.
 
     Parameters
@@ -98,6 +100,8 @@ def make_plan(settings: Settings, parts: Parts, rows: Array, seed: int, names: A
     seed : int
     names : sequence of str, optional
         The columns' names, for messages.
+    whole : bool, default=True
+        Whether these are all rows: more can't come to a closed form.
 
     Raises
     ------
@@ -110,7 +114,7 @@ def make_plan(settings: Settings, parts: Parts, rows: Array, seed: int, names: A
     K = auto.n_components(given, seen.spectrum.values if isinstance(given, float) else np.zeros(D))
     widths = _widths(settings, parts, n, D, K)
     parts = _settled(parts, settings, widths)
-    why = why_not(_problem(parts, settings, widths, seen.holes))
+    why = why_not(_problem(parts, settings, widths, seen.holes)) or ("" if whole else "more rows are to come")
     solver = "exact" if not why and settings.start != "random" else "dense"
     if settings.solver == "exact" and why:
         raise ValueError(f"solver='exact' has no closed form here: {why}; use solver='auto' or 'dense'")

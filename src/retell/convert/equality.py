@@ -95,7 +95,8 @@ def top(a: Tensor, k: int) -> Tensor:
 
 def _in_float64(model: Autoencoder) -> Autoencoder:
     exact = copy(model)
-    exact._become(replace(model._model, codec=deepcopy(model.codec_).to("cpu", torch.float64)))
+    fitted = replace(model._model.fitted, norms=None)  # the generated rows need not look like those of the fit
+    exact._become(replace(model._model, codec=deepcopy(model.codec_).to("cpu", torch.float64), fitted=fitted))
     exact.__dict__.pop("feature_names_in_", None)  # generated rows have no names
     exact.inference = "encoder"
     return exact

@@ -1,4 +1,4 @@
-"""Rows of massive norm, a few of which would be all that a fit learns: those of a network's first tokens, of errors.
+"""Rows of massive norm, a few of which outweigh all others in squares: of language models' first tokens, of errors.
 
     ‖x - m‖ > c median ‖x - m‖,     m the medians of the columns
 

@@ -1,0 +1,97 @@
+"""Rows that come one batch after another, from whoever makes them, and come once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from retell.rows.arrays import check_finite, check_kinds, check_support, unmasked
+
+__all__ = ["arrays", "beginning"]
+
+Array = npt.NDArray[Any]
+
+FLOATS = "float16", "float32", "float64"
+
+
+def arrays(batches: Iterable[Any], n_rows: int | None, loss: Any) -> Iterator[Array]:
+    """The batches of a stream, until so many rows have come, as arrays of floats, all alike.
+
+    Parameters
+    ----------
+    batches : iterable of array or Tensor of shape (n, D)
+        float16, float32 and float64 stay what they are, bfloat16 is taken as float32, all else as float64.
+    n_rows : int or None
+        None takes all.
+    loss : Term
+        Knows its support.
+
+    Raises
+    ------
+    ValueError
+        If a batch holds something else, or is unlike the first one; the message says which, counted from 0.
+    """
+    first, left = None, n_rows
+    for number, batch in enumerate(batches):
+        called, rows = f"batch {number}", _array(batch)
+        if rows.ndim != 2:
+            raise ValueError(
+                f"{called} has shape {rows.shape}: rows and columns were expected, as of x.reshape(-1, x.shape[-1])"
+            )
+        first = (rows.shape[1], rows.dtype) if first is None else first
+        if (rows.shape[1], rows.dtype) != first:
+            raise ValueError(
+                f"{called} has {rows.shape[1]} columns of {rows.dtype}, batch 0 {first[0]} of {first[1]}: all batches"
+                " must be alike"
+            )
+        rows = rows if left is None else rows[:left]
+        check_finite(rows, called=called)
+        check_support(rows, loss.support, loss)
+        yield rows
+        left = None if left is None else left - len(rows)
+        if left == 0:
+            return
+
+
+def beginning(coming: Iterator[Array], enough: int) -> tuple[Array, Iterator[Array], bool]:
+    """The first rows of a stream, all batches after them, and whether there are none.
+
+    Parameters
+    ----------
+    coming : iterator of ndarray of shape (n, D)
+    enough : int
+        Bytes of rows; there are fewer if the stream ends before.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two rows.
+    """
+    some: list[Array] = []
+    more = True
+    while more and sum(rows.nbytes for rows in some) < enough:
+        batch = next(coming, None)
+        more = batch is not None
+        some += [] if batch is None else [batch.copy()]  # whoever makes them may use the memory again
+    n = sum(map(len, some))
+    if n < 2:
+        raise ValueError(f"the stream ended after {n} rows: 2 or more were expected")
+    rows = np.concatenate(some)
+    most = max(2, enough // (rows.nbytes // n))
+    rest = rows[most:]
+    return rows[:most], chain([rest] if len(rest) else [], coming), not more and not len(rest)
+
+
+def _array(batch: Any) -> Array:
+    """A batch in memory that NumPy knows."""
+    if isinstance(batch, torch.Tensor):
+        batch = batch.detach().cpu()
+        return _array((batch.float() if batch.dtype == torch.bfloat16 else batch).numpy())
+    check_kinds(batch)
+    rows = np.asarray(unmasked(batch))
+    return rows if rows.dtype.name in FLOATS and rows.dtype.isnative else rows.astype(np.float64)
