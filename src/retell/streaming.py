@@ -56,7 +56,8 @@ class Streaming:
         self.plan.survey = replace(self.plan.survey, rows=raw[:0])  # they are in the pool now
         total = math.inf if n_rows is None else self._steps(n_rows - len(self.plan.held_out))
         self.warm = WARM if n_rows is None else 0.1 * total
-        self.schedule = self._up if n_rows is None else partial(up_and_down, total=total, up=training.plan.recipe.warmup)
+        whole = partial(up_and_down, total=total, up=training.plan.recipe.warmup)
+        self.schedule = self._up if n_rows is None else whole
         self.descent.schedule = self.schedule
 
     def epochs(self, coming: Iterable[Array]) -> Iterator[Epoch]:
