@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from retell.activations import Identity
+from retell.activations import Identity, ReLU
 from retell.codec import Codec
 from retell.networks import Affine, Net
 from retell.objective import mean
@@ -62,6 +62,8 @@ def fill_start(
     drawn = hasattr(codec.code_activation, "sample")
     spread = _probabilistic(codec, frame, filled - codec.centre, loss) if drawn and aware else None
     _fill_biases(codec, filled, loss)
+    if from_rows:
+        _thin(codec, filled)
     if spread is not None:
         _bias(codec.encoder)[n_units:] = spread
     bent = bent or not isinstance(codec.code_activation, Identity)
@@ -130,6 +132,26 @@ def _random_frame(width: int, n_units: int, generator: Generator) -> Tensor:
     frame = torch.empty(width, n_units, dtype=torch.float64).normal_(generator=generator)
     unit: Tensor = frame / torch.linalg.vector_norm(frame, dim=0)
     return unit
+
+
+def _thin(codec: Codec, x: Tensor) -> None:
+    """Where σ cuts at a level: a level that leaves a row an eighth as many active units as columns, not half of all."""
+    few = x[: max(64, CELLS // codec.n_units)]
+    a = codec.encoder(few)
+    active = min(a.shape[1] // 16, max(1, len(codec.centre) // 8)) * len(few)
+    level = a.flatten().kthvalue(a.numel() - active).values.clamp(min=0)
+    threshold = getattr(codec.code_activation, "threshold", None)
+    if isinstance(threshold, torch.nn.Parameter):
+        threshold.fill_(level)
+    elif isinstance(codec.code_activation, ReLU):
+        _bias(codec.encoder).sub_(level)
+        h = torch.relu(a - level)
+        x_hat, off = codec.decoder.last.weight @ h.T, (few - few.mean(0)).T
+        grow = (off * x_hat).sum() / x_hat.square().sum()
+        for value in (codec.encoder.last.weight, _bias(codec.encoder)):
+            value.mul_(grow)
+    if not codec.code_activation.sparse or threshold is not None:
+        _bias(codec.decoder).sub_(codec.decode(codec.encode(few)).mean(0) - few.mean(0))
 
 
 def _frame_of_rows(x: Tensor, n_units: int, generator: Generator) -> Tensor:
