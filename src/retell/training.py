@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import time
 from collections.abc import Generator
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from retell.corruptions import Nothing
 from retell.descend import Descent, Epoch
+from retell.dials import rounded, settle, told
 from retell.metrics import share
 from retell.plan import Plan
 from retell.rows.blocks import blocks
@@ -70,6 +72,7 @@ class Training:
         self._errors: dict[tuple[str, bool], Array] = {}
         self.history: list[Epoch] = []
         self.stopped_by = ""
+        self.dialled = ""
 
     @cached_property
     def descent(self) -> Descent:
@@ -112,6 +115,20 @@ class Training:
         self.descent.restore_best()
         if counts(plan.codec):  # a mean over batches of a net that has changed since
             observe(plan.codec, torch.from_numpy(plan.survey.sample()))
+        if plan.recipe.aim:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Set the code to the target, on the rows that judge or for a count of units on more; keep what was found."""
+        plan, aim = self.plan, self.plan.recipe.aim
+        x = torch.from_numpy(plan.survey.sample() if aim.fvu is None else plan.survey.x_judged)
+        found = settle(plan.codec, x, aim)
+        part = getattr(plan.codec.code_activation, "part", plan.codec.code_activation)
+        objective = rounded(self.descent.dial.objective)
+        plan.parts = replace(plan.parts, objective=objective, code_activation=part)
+        plan.settings = replace(plan.settings, objective=repr(objective), code_activation=repr(part))
+        noise = math.sqrt(found[1] * float((x - plan.codec.centre.cpu()).square().nanmean()))
+        self.dialled = told(aim, found, objective, part, x.shape[1], noise)
 
     def more(self, x: Any) -> None:
         """One epoch on scaled rows at the largest learning rate."""

@@ -37,6 +37,8 @@ def facts(model: Autoencoder) -> dict[str, str]:
         epochs += f", ended by max_time = {settings.max_time:g} s"
     if fitted.n_left_out:
         said["left out"] = f"{fitted.n_left_out:,} rows by max_norm = {settings.max_norm:g}"
+    if fitted.dialled:
+        said["dialled"] = fitted.dialled
     judged = "held-out variance" if settings.early_stopping else "training variance"
     return said | {
         "trained": epochs,
