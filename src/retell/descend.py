@@ -228,15 +228,15 @@ class Descent:
         self.revive(rate)
         if self.dial:
             loss = recipe.objective.loss
-            self.turn((p.h != 0).sum(), torch.where(p.seen, loss.mean(p.x_hat) - p.x, 0.0), p.x)
+            self.turn((p.h != 0).sum(), torch.where(p.seen, loss.mean(p.x_hat) - p.x, 0.0), p.x, rate)
         self.step += 1
         return [value.detach() for value in terms.values()]
 
     @torch.no_grad()
-    def turn(self, active: Tensor, off: Tensor, x: Tensor) -> None:
+    def turn(self, active: Tensor, off: Tensor, x: Tensor, rate: float) -> None:
         """Let the dial answer to the number of active pairs of a batch x (N, D) and to what is off in it (N, D)."""
         fvu = off.square().sum() / (x - self.codec.centre).square().sum()
-        self.dial.turn(float(active) / len(x), float(fvu), self.step, self.end)
+        self.dial.turn(float(active) / len(x), float(fvu), self.step / self.end, self.end, (rate, self.recipe.learning_rate))
         self.recipe = replace(self.recipe, objective=self.dial.objective)
 
     @property

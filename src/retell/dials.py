@@ -30,6 +30,7 @@ from retell.penalties import L0, L1
 __all__ = ["NO_AIM", "Aim", "Dial", "aimed", "check", "rounded", "settle", "told"]
 
 WAIT = 0.1  # share of the steps before the wanted number moves: what has not been learned yet is no lack of units
+FIRM = 3.0  # learning rates by which ReLU's biases answer to an e of 1: more than Adam can move them
 NEAR = 0.2  # of log e: the answer that p gives at once
 MOST = 12 * math.log(10)  # of |log m|
 CELLS = 2**24  # of codes that are looked at at once
@@ -131,19 +132,22 @@ class Dial:
         m = math.exp(self.log_m)
         return Objective(tuple((m * c if isinstance(term, L0 | L1) else c, term) for c, term in self.given.summands))
 
-    def turn(self, l0: float, fvu: float, step: int, steps: float) -> None:
+    def turn(self, l0: float, fvu: float, done: float, steps: float, rate: tuple[float, float]) -> None:
         """Answer to a batch.
 
         Parameters
         ----------
         l0, fvu : float
             Of the batch, before its step.
-        step : int
+        done : float
+            Share of the steps.
         steps : float
-            In all; inf where it is not known.
+            In all.
+        rate : (float, float)
+            The learning rate, and the largest.
         """
-        gain = min(0.2, max(0.02, 30 / steps))
-        if self.aim.fvu is not None and step >= WAIT * steps and fvu > 0:
+        gain = rate[0] / rate[1] * min(0.1, max(0.01, 10 / steps))
+        if self.aim.fvu is not None and done >= WAIT and fvu > 0:
             log_wanted = math.log(self.wanted) + gain * _within(math.log(fvu / self.aim.fvu), 0.5)
             self.wanted = min(self.codec.n_units / 2, max(1.0, math.exp(log_wanted)))
         if self.has_k:
@@ -154,6 +158,10 @@ class Dial:
         self.log_m = _within(self.log_m + NEAR * (e - before) + gain * _within(e, 1.0), MOST)
         if isinstance(_part(self.codec), JumpReLU):
             self.codec.code_activation.threshold.detach().mul_(math.exp(NEAR * _within(e, 1.0)))
+        else:
+            bias = self.codec.encoder.last.bias
+            assert bias is not None
+            bias.detach().sub_(FIRM * rate[0] * _within(e, 1.0))
 
     def state(self) -> list[float]:
         """Numbers that `load` takes."""
@@ -220,12 +228,13 @@ class _Lever:
             return self._coded()
         number = min(self.order.numel() - 1, max(1, round(l0 * len(self.x))))
         # between the last that is active and the first that is not
-        least = self.order.flatten().topk(number + 1).values[-2:].mean().clamp(min=0.0)
+        least = self.order.flatten().topk(number + 1).values[-2:].mean()
         if isinstance(self.part, ReLU):
             bias = self.codec.encoder.last.bias
             assert bias is not None
             bias.copy_(self.was - least)
             return torch.relu(self.a - least)
+        least = least.clamp(min=0.0)
         self.squash.threshold.copy_(self.was * least if isinstance(self.part, JumpReLU) else least)
         return self._coded()
 

@@ -88,7 +88,8 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         Active units of a row, on average, for a linear encoder and decoder. TopK and BatchTopK take it for their k,
         rounded. With JumpReLU and ReLU the coefficients of L0 and L1 in the objective are where the fit starts: they
         are turned after every batch, JumpReLU's thresholds too, which start where they leave so many units active,
-        as ReLU's biases do. At the end the thresholds or biases are set so that rows which judge have the target.
+        as ReLU's biases do. At the end the thresholds or biases are set so that rows that were held out have the
+        target: `validation_fraction` of them, but without early stopping no more than some 2,000.
         What was found is in `objective_` and `dialled_`; the saved model has it in place of what was given. While
         something is turned, the last epoch is the best.
     target_fvu : float or None, default=None

@@ -273,10 +273,13 @@ def _split(settings: Settings, rows: Array, seed: int) -> tuple[Array, Array]:
     Single rows are held out; of a file that is read in chunks, runs of some, as a disk gives them.
     """
     n = len(rows)
-    if not settings.early_stopping:
+    if not (settings.early_stopping or _aim(settings)):
         return np.arange(n), np.arange(0)
     run = max(1, RUN * n // rows.nbytes) if pooled(rows) else 1
-    out = -(-auto.held_out_rows(n, settings.validation_fraction) // run)
+    some = auto.held_out_rows(n, settings.validation_fraction)
+    if not settings.early_stopping:  # a target is reached on rows that were not fitted to; those that judge will do
+        some = min(some, enough(rows.shape[1]))
+    out = -(-some // run)
     runs = torch.randperm(-(-n // run), generator=generator(seed, SPLIT)).numpy()[:out]
     held_out = np.zeros(n, bool)
     for i in range(run):

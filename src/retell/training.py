@@ -94,10 +94,11 @@ class Training:
             return
         plan, start = self.plan, time.monotonic()
         x, held_out = plan.rows(plan.train if len(plan.held_out) else None), plan.rows(plan.held_out)
+        judging = len(held_out) and plan.settings.early_stopping
         identity = self._resume()
         state, written = None, time.monotonic()
         try:
-            for epoch in self.descent.epochs(x, held_out if len(held_out) else None):
+            for epoch in self.descent.epochs(x, held_out if judging else None):
                 self.history.append(epoch)
                 if self.checkpoint is not None:
                     state = self.descent.state()
@@ -119,9 +120,9 @@ class Training:
             self._settle()
 
     def _settle(self) -> None:
-        """Set the code to the target, on the rows that judge or for a count of units on more; keep what was found."""
+        """Set the code to the target on the rows that judge, which are not fitted to; keep what was found."""
         plan, aim = self.plan, self.plan.recipe.aim
-        x = torch.from_numpy(plan.survey.sample() if aim.fvu is None else plan.survey.x_judged)
+        x = torch.from_numpy(plan.survey.x_judged)
         found = settle(plan.codec, x, aim)
         part = getattr(plan.codec.code_activation, "part", plan.codec.code_activation)
         objective = rounded(self.descent.dial.objective)

@@ -129,7 +129,7 @@ class Sparse(Descent):
         recipe.constraint.project(dictionary)
         self.revive(rate)
         if self.dial:
-            self.turn(*self.seen, x)
+            self.turn(*self.seen, x, rate)
         self.low.copy_(self.W)
         self.step += 1
         return values
