@@ -32,7 +32,14 @@ def rows():
 
 def make(kind, solver="sparse", **given):
     code, objective = CODES[kind]
-    settings = {"n_components": 128, "batch_size": 256, "max_iter": 6, "random_state": 0, "solver": solver}
+    settings = {
+        "n_components": 128,
+        "batch_size": 256,
+        "max_iter": 6,
+        "random_state": 0,
+        "solver": solver,
+        "validation_fraction": 0.25,
+    }
     return Autoencoder(**{**settings, "code_activation": code, "objective": objective, **given})
 
 
@@ -118,10 +125,16 @@ def test_scale_of_the_prior_is_that_of_explain():
         ({"target_fvu": 1.5}, "target_fvu=1.5 is not possible"),
         ({"target_l0": 4, "code_activation": "Sigmoid()", "solver": "auto"}, "has none to set"),
         ({"target_l0": 4, "code_activation": "ReLU()"}, "has no L0 or L1"),
-        ({"target_l0": 4, "code_activation": "ReLU()", "objective": "MSE() + Warmup(0.1, 50) * L1()"}, "a number above"),
+        (
+            {"target_l0": 4, "code_activation": "ReLU()", "objective": "MSE() + Warmup(0.1, 50) * L1()"},
+            "a number above",
+        ),
         ({"target_l0": 4, "solver": "exact"}, "no closed form"),
         ({"target_l0": 4, "hidden_layer_sizes": (8,), "solver": "auto"}, "one affine map each way"),
-        ({"target_l0": 4, "code_activation": "ReLU()", "objective": "MSE() + L1()", "inference": "map"}, "of the encoder"),
+        (
+            {"target_l0": 4, "code_activation": "ReLU()", "objective": "MSE() + L1()", "inference": "map"},
+            "of the encoder",
+        ),
     ],
 )
 def test_refused(rows, given, said):

@@ -236,7 +236,9 @@ class Descent:
     def turn(self, active: Tensor, off: Tensor, x: Tensor, rate: float) -> None:
         """Let the dial answer to the number of active pairs of a batch x (N, D) and to what is off in it (N, D)."""
         fvu = off.square().sum() / (x - self.codec.centre).square().sum()
-        self.dial.turn(float(active) / len(x), float(fvu), self.step / self.end, self.end, (rate, self.recipe.learning_rate))
+        self.dial.turn(
+            float(active) / len(x), float(fvu), self.step / self.end, self.end, (rate, self.recipe.learning_rate)
+        )
         self.recipe = replace(self.recipe, objective=self.dial.objective)
 
     @property

@@ -34,7 +34,8 @@ FIRM = 3.0  # learning rates by which ReLU's biases answer to an e of 1: more th
 NEAR = 0.2  # of log e: the answer that p gives at once
 MOST = 12 * math.log(10)  # of |log m|
 CELLS = 2**24  # of codes that are looked at at once
-HALVINGS = 20  # of the interval in which the wanted number lies
+REACH = math.log(2)  # how far, in log L0, the last correction looks
+HALVINGS = 16  # of that interval
 
 
 class Aim(NamedTuple):
@@ -191,14 +192,15 @@ def settle(codec: Codec, x: Tensor, aim: Aim) -> tuple[float, float]:
     if aim.l0 is not None:
         return lever.put(aim.l0)
     assert aim.fvu is not None
-    low, high = 0.0, math.log(codec.n_units / 2)
-    for _ in range(HALVINGS):  # FVU falls with the number of units
-        middle = (low + high) / 2
-        low, high = (middle, high) if lever.put(math.exp(middle))[1] > aim.fvu else (low, middle)
-        if isinstance(_part(codec), TopK) and math.exp(high) - math.exp(low) < 0.5:
-            break
-    ends = {math.floor(math.exp(low)), math.ceil(math.exp(high))} if isinstance(_part(codec), TopK) else {math.exp(low)}
-    off = {end: abs(math.log(max(lever.put(end)[1], 1e-30) / aim.fvu)) for end in sorted(ends)}
+    off: dict[float, float] = {}  # by the number of units
+    near = math.log(max(1.0, lever.now()))
+    low, high = near - REACH, near + REACH
+    for _ in range(HALVINGS):  # FVU falls with the number of units, near the code that was trained
+        units = math.exp((low + high) / 2)
+        units = float(max(1, round(units))) if isinstance(lever.part, TopK) else units
+        over = math.log(max(lever.put(units)[1], 1e-30) / aim.fvu)
+        off[units] = abs(over)
+        low, high = ((low + high) / 2, high) if over > 0 else (low, (low + high) / 2)
     return lever.put(min(off, key=off.__getitem__))
 
 
@@ -213,6 +215,10 @@ class _Lever:
         if isinstance(self.part, JumpReLU):
             self.was = self.squash.threshold.detach().clone().clamp(min=1e-6)
         self.order = self.a / self.was if isinstance(self.part, JumpReLU) else self.a
+
+    def now(self) -> float:
+        """Units a row as the code is."""
+        return float((self._coded() > 0).sum()) / len(self.a)
 
     def put(self, l0: float) -> tuple[float, float]:
         """Let so many units of a row be active on average; what L0 and FVU then are."""
@@ -237,7 +243,6 @@ class _Lever:
         least = least.clamp(min=0.0)
         self.squash.threshold.copy_(self.was * least if isinstance(self.part, JumpReLU) else least)
         return self._coded()
-
 
     def _coded(self) -> Tensor:
         h: Tensor = self.codec.code_activation(self.a)
