@@ -47,6 +47,10 @@ class Aim(NamedTuple):
     def __bool__(self) -> bool:
         return self != Aim()
 
+    def missed(self, l0: float, fvu: float) -> bool:
+        """Whether what was reached is more than 5 % off."""
+        return any(aim is not None and abs(it / aim - 1) > 0.05 for it, aim in zip((l0, fvu), self, strict=True))
+
     def __repr__(self) -> str:
         return f"target_l0={self.l0:g}" if self.l0 is not None else f"target_fvu={self.fvu}"
 
@@ -149,7 +153,7 @@ class Dial:
         """
         gain = rate[0] / rate[1] * min(0.1, max(0.01, 10 / steps))
         if self.aim.fvu is not None and done >= WAIT and fvu > 0:
-            log_wanted = math.log(self.wanted) + gain * _within(math.log(fvu / self.aim.fvu), 0.5)
+            log_wanted = math.log(self.wanted) + 2 * gain * _within(math.log(fvu / self.aim.fvu), 0.5)
             self.wanted = min(self.codec.n_units / 2, max(1.0, math.exp(log_wanted)))
         if self.has_k:
             _set_k(self.codec, round(self.wanted))

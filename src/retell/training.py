@@ -6,6 +6,7 @@ import hashlib
 import math
 import os
 import time
+import warnings
 from collections.abc import Generator
 from dataclasses import replace
 from functools import cached_property
@@ -16,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from retell.activations import TopK
 from retell.corruptions import Nothing
 from retell.descend import Descent, Epoch
 from retell.dials import rounded, settle, told
@@ -129,6 +131,12 @@ class Training:
         plan.parts = replace(plan.parts, objective=objective, code_activation=part)
         plan.settings = replace(plan.settings, objective=repr(objective), code_activation=repr(part))
         noise = math.sqrt(found[1] * float((x - plan.codec.centre.cpu()).square().nanmean()))
+        if aim.missed(*found) and not isinstance(part, TopK):  # whose k is whole
+            warnings.warn(
+                f"{aim} was not reached: L0 is {found[0]:.4g}, FVU {found[1]:.3g} on rows held out; raise max_iter, or"
+                f" start from other coefficients than {plan.recipe.objective!r}",
+                stacklevel=2,
+            )
         self.dialled = told(aim, found, objective, part, x.shape[1], noise)
 
     def more(self, x: Any) -> None:
