@@ -10,7 +10,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from retell.codec import Codec
 from retell.corruptions import Nothing
+from retell.dials import NO_AIM, Aim, Dial
 from retell.metrics import Explained
 from retell.objective import Objective
 from retell.seeds import HELD_OUT, NOISE, generator, row_order
@@ -50,6 +51,8 @@ class Recipe:
     """Share of the steps in which the learning rate rises."""
     revive: float = 0.0
     """By how much, in learning rates, a step raises the encoder's bias of each unit that has long been idle."""
+    aim: Aim = NO_AIM
+    """The sparsity or the error to reach; the objective's coefficients are then those in force."""
 
 
 class Epoch(NamedTuple):
@@ -152,6 +155,7 @@ class Descent:
         if dictionary is not None:
             with torch.no_grad():
                 recipe.constraint.project(dictionary)
+        self.dial = Dial(codec, recipe.objective, recipe.aim)
         self.parameters = dict(codec.named_parameters())
         self.groups = self._groups()
         self.moments = {p: Moments.of(p.detach()) for p in self.parameters.values()}
@@ -182,7 +186,8 @@ class Descent:
         while self.step < self.end:
             terms = self.one_epoch(x)
             epoch = self._judge(terms, None if held_out is None else self.evaluate(held_out))
-            stalled = held_out is not None and self.stale >= self.recipe.n_iter_no_change
+            # what a dial turns makes epochs no longer comparable
+            stalled = held_out is not None and not self.dial and self.stale >= self.recipe.n_iter_no_change
             if stalled and self.end - self.step > TAIL * self._steps(x):
                 self.anneal_from, self.end = self.step, self.step + TAIL * self._steps(x)
             yield epoch._replace(finished=self.step >= self.end)
@@ -227,8 +232,20 @@ class Descent:
                 recipe.constraint.project(dictionary)
         self.codec.observe(p, idle=self.counts_idle)
         self.revive(rate)
+        if self.dial:
+            loss = recipe.objective.loss
+            self.turn((p.h != 0).sum(), torch.where(p.seen, loss.mean(p.x_hat) - p.x, 0.0), p.x, rate)
         self.step += 1
         return [value.detach() for value in terms.values()]
+
+    @torch.no_grad()
+    def turn(self, active: Tensor, off: Tensor, x: Tensor, rate: float) -> None:
+        """Let the dial answer to the number of active pairs of a batch x (N, D) and to what is off in it (N, D)."""
+        fvu = off.square().sum() / (x - self.codec.centre).square().sum()
+        self.dial.turn(
+            float(active) / len(x), float(fvu), self.step / self.end, self.end, (rate, self.recipe.learning_rate)
+        )
+        self.recipe = replace(self.recipe, objective=self.dial.objective)
 
     @property
     def counts_idle(self) -> bool:
@@ -285,7 +302,7 @@ class Descent:
         """Put the best parameters back: those of the best epoch if it is better than the start beyond doubt."""
         gain = self.first_rows - self.best_rows
         doubt = self.recipe.sure * float(gain.std()) / math.sqrt(len(gain)) if len(gain) > 1 else 0.0
-        accepted = not len(gain) or float(gain.mean()) > doubt
+        accepted = bool(self.dial) or not len(gain) or float(gain.mean()) > doubt
         if not accepted:
             self.best_loss = float(self.first_rows.mean())
         with torch.no_grad():
@@ -301,7 +318,7 @@ class Descent:
             for name, p in self.parameters.items()
             for moment, value in self.moments[p]._asdict().items()
         }
-        numbers = [self.epoch, self.step, self.stale, self.anneal_from, self.end, self.best_loss]
+        numbers = [self.epoch, self.step, self.stale, self.anneal_from, self.end, self.best_loss, *self.dial.state()]
         weights = {
             f"{kind}/{name}": value.clone()  # best may be first, and a file holds each on its own
             for kind, values in (("codec", self._copy()), ("best", self.best), ("first", self.first))
@@ -321,7 +338,9 @@ class Descent:
             for moment, value in self.moments[p]._asdict().items():
                 value.copy_(state[f"{moment}/{name}"])
         self.first_rows, self.best_rows = state["first_rows"], state["best_rows"]
-        epoch, step, stale, self.anneal_from, self.end, self.best_loss = state["numbers"].tolist()
+        epoch, step, stale, self.anneal_from, self.end, self.best_loss, *dial = state["numbers"].tolist()
+        self.dial.load(dial)
+        self.recipe = replace(self.recipe, objective=self.dial.objective)
         self.epoch, self.step, self.stale = int(epoch), int(step), int(stale)
 
     def _judge(self, terms: dict[str, float], judged: Judgement | None) -> Epoch:
@@ -336,8 +355,8 @@ class Descent:
                 stacklevel=2,
             )
             self.end = self.step
-        elif improved or judged is None:
-            self.best_loss, self.best = min(loss, self.best_loss), self._copy()
+        elif improved or judged is None or self.dial:
+            self.best_loss, self.best = loss if self.dial else min(loss, self.best_loss), self._copy()
             self.best_rows = self.best_rows if judged is None else judged.rows
         return Epoch(self.epoch, terms, held_out, score, loss, improved, False)
 

@@ -86,6 +86,17 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         Activation of the hidden layers.
     code_activation : str or Part, default="Identity()"
         σ, as in ``"TopK(8)"``.
+    target_l0 : float or None, default=None
+        Active units of a row, on average, for a linear encoder and decoder. TopK and BatchTopK take it for their k,
+        rounded. With JumpReLU and ReLU the coefficients of L0 and L1 in the objective are where the fit starts: they
+        are turned after every batch, JumpReLU's thresholds too, which start where they leave so many units active,
+        as ReLU's biases do. At the end the thresholds or biases are set so that rows that were held out have the
+        target: `validation_fraction` of them, but without early stopping no more than some 2,000.
+        What was found is in `objective_` and `dialled_`; the saved model has it in place of what was given. While
+        something is turned, the last epoch is the best.
+    target_fvu : float or None, default=None
+        The fraction of variance unexplained, in (0, 1): k, or the coefficient, is found for it. k starts as given.
+        TopK's is whole, so its FVU is the nearest that there is.
     linear_path : bool, default=True
         f(x) = W x + mlp(x) and the same for g where there are hidden layers; False is the plain net.
     tied : bool, default=False
@@ -186,6 +197,8 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         The solver that was used.
     n_left_out_ : int
         Rows that `max_norm` has left out of the fit.
+    dialled_ : str
+        What `target_l0` or `target_fvu` has found; empty without.
 
     Raises
     ------
@@ -215,6 +228,8 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         decoder_hidden_layer_sizes: Any = "mirror",
         activation: str = "gelu",
         code_activation: Any = "Identity()",
+        target_l0: float | None = None,
+        target_fvu: float | None = None,
         linear_path: bool = True,
         tied: bool = False,
         objective: Any = "MSE()",
@@ -244,6 +259,8 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         self.decoder_hidden_layer_sizes = decoder_hidden_layer_sizes
         self.activation = activation
         self.code_activation = code_activation
+        self.target_l0 = target_l0
+        self.target_fvu = target_fvu
         self.linear_path = linear_path
         self.tied = tied
         self.objective = objective
@@ -314,6 +331,8 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         rows, names = self._named_rows(X, reset=True, parts=None if settings.max_norm is None else parts)
         training = self._begin(settings, parts, rows, checkpoint, names)
         yield from training.epochs()
+        if self.verbose and training.dialled:
+            print(training.dialled, file=sys.stderr)
         self._take(training, names)
         self.__dict__.pop("_training", None)  # partial_fit goes on from here
 
@@ -330,6 +349,8 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         """
         first = not hasattr(self, "_training")
         settings, parts = self._settings()
+        if settings.target_l0 is not None or settings.target_fvu is not None:
+            raise ValueError("partial_fit has no end at which a target is reached: leave target_l0 and target_fvu out")
         rows, names = self._named_rows(X, reset=not hasattr(self, "codec_"), parts=parts)
         limit = self._limit(settings, rows) if first else self._training.limit
         rows, left_out = self._within(limit, rows)
@@ -805,7 +826,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         if model.fitted.columns is not None:
             self.feature_names_in_ = np.array(model.fitted.columns, dtype=object)
         for name in ("n_components", "n_iter", "best_loss", "pca_score", "loss_curve", "validation_scores",
-                     "history", "solver", "n_left_out"):  # fmt: skip
+                     "history", "solver", "n_left_out", "dialled"):  # fmt: skip
             setattr(self, f"{name}_", getattr(model.fitted, name))
 
 

@@ -60,6 +60,8 @@ class Fitted(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """Of the training rows: low and high quantile, and root mean square, of their scaled norms."""
     n_left_out: int = 0
     """Rows that `max_norm` has left out."""
+    dialled: str = ""
+    """What `target_l0` or `target_fvu` has found."""
     best_loss: float
     score: float
     """R² of the best epoch on held-out rows, or on all rows where none were held out."""

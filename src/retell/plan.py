@@ -12,6 +12,7 @@ import torch
 from retell import auto
 from retell.codec import Codec
 from retell.descend import Recipe
+from retell.dials import Aim, Dial, aimed, check, settle
 from retell.factors import Factors
 from retell.networks import mirror, mlp
 from retell.objective import Objective
@@ -113,13 +114,15 @@ def make_plan(
     given, (n, D) = settings.n_components, rows.shape
     K = auto.n_components(given, seen.spectrum.values if isinstance(given, float) else np.zeros(D))
     widths = _widths(settings, parts, n, D, K)
-    parts = _settled(parts, settings, widths)
+    parts = replace(_settled(parts, settings, widths), code_activation=aimed(parts.code_activation, _aim(settings), K))
     why = why_not(_problem(parts, settings, widths, seen.holes)) or ("" if whole else "more rows are to come")
     solver = "exact" if not why and settings.start != "random" else "dense"
     if settings.solver == "exact" and why:
         raise ValueError(f"solver='exact' has no closed form here: {why}; use solver='auto' or 'dense'")
     solver = solver if settings.solver == "auto" else settings.solver
     codec = build_codec(settings, parts, D, K, widths, auto.dtype(settings.precision, solver))
+    if _aim(settings):
+        check(_aim(settings), codec, parts.objective, settings.inference)
     if settings.inference == "map":
         check_map(parts.objective, codec.code_activation)
     codec.centre = torch.from_numpy(seen.scaling.centre).to(codec.centre.dtype)
@@ -191,6 +194,8 @@ def _fill(codec: Codec, settings: Settings, parts: Parts, seen: Survey, seed: in
         fill_start(codec, sample, axes, loss, generator(seed, START), from_rows=from_rows)
     if counts(codec):
         observe(codec, sample)
+    if _aim(settings) and not hasattr(parts.code_activation, "k"):
+        settle(codec, sample, Aim(Dial(codec, parts.objective, _aim(settings)).wanted))
 
 
 def _judges(held_out: Array, rows: Array) -> Array:
@@ -272,10 +277,13 @@ def _split(settings: Settings, rows: Array, seed: int) -> tuple[Array, Array]:
     Single rows are held out; of a file that is read in chunks, runs of some, as a disk gives them.
     """
     n = len(rows)
-    if not settings.early_stopping:
+    if not (settings.early_stopping or _aim(settings)):
         return np.arange(n), np.arange(0)
     run = max(1, RUN * n // rows.nbytes) if pooled(rows) else 1
-    out = -(-auto.held_out_rows(n, settings.validation_fraction) // run)
+    some = auto.held_out_rows(n, settings.validation_fraction)
+    if not settings.early_stopping:  # a target is reached on rows that were not fitted to; those that judge will do
+        some = min(some, enough(rows.shape[1]))
+    out = -(-some // run)
     runs = torch.randperm(-(-n // run), generator=generator(seed, SPLIT)).numpy()[:out]
     held_out = np.zeros(n, bool)
     for i in range(run):
@@ -295,6 +303,10 @@ def _rounded(settings: Settings, codec: Codec, recipe: Recipe, solver: str) -> b
     return settings.precision == "bfloat16" or repays
 
 
+def _aim(settings: Settings) -> Aim:
+    return Aim(settings.target_l0, settings.target_fvu)
+
+
 def _recipe(settings: Settings, parts: Parts, n: int, codec: Codec) -> Recipe:
     given = settings.batch_size if isinstance(settings.batch_size, int) else None
     way = auto.way(codec, parts.objective, parts.corruption, parts.constraint, settings.start, n, given)
@@ -310,6 +322,7 @@ def _recipe(settings: Settings, parts: Parts, n: int, codec: Codec) -> Recipe:
         decay=auto.WEIGHT_DECAY if isinstance(decay, str) else decay,
         n_iter_no_change=settings.n_iter_no_change,
         tol=settings.tol,
+        aim=_aim(settings),
         sure=0.0 if far or not parts.objective.loss_is_of_rows else auto.SURE,
         betas=way.betas,
         warmup=way.warmup,

@@ -72,6 +72,7 @@ def record(training: Training, columns: list[str] | None) -> Model:
         norms=norms_of(seen.x_judged, seen.scaling.centre),
         n_factors=seen.factors.loadings.shape[1],
         n_left_out=training.left_out,
+        dialled=training.dialled,
         best_loss=training.best_loss,
         score=account.score,
         train_score=account.train_score,

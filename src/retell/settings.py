@@ -41,6 +41,10 @@ class Settings:
     """Activation of the hidden layers."""
     code_activation: str = "Identity()"
     """Activation of the code, as in 'TopK(8)'."""
+    target_l0: AboveZero | None = None
+    """Active units of a row, on average: k, or the coefficient of L0 or L1, is found for it."""
+    target_fvu: Share | None = None
+    """Fraction of variance unexplained, in place of target_l0."""
     linear_path: bool = True
     """Keep a linear map beside the hidden layers."""
     tied: bool = False

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import time
+import warnings
 from collections.abc import Generator
 from dataclasses import replace
 from functools import cached_property
@@ -15,8 +17,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from retell.activations import TopK
 from retell.corruptions import Nothing
 from retell.descend import Descent, Epoch
+from retell.dials import rounded, settle, told
 from retell.metrics import share
 from retell.plan import Plan
 from retell.rows.blocks import blocks
@@ -70,6 +74,7 @@ class Training:
         self._errors: dict[tuple[str, bool], Array] = {}
         self.history: list[Epoch] = []
         self.stopped_by = ""
+        self.dialled = ""
 
     @cached_property
     def descent(self) -> Descent:
@@ -91,10 +96,11 @@ class Training:
             return
         plan, start = self.plan, time.monotonic()
         x, held_out = plan.rows(plan.train if len(plan.held_out) else None), plan.rows(plan.held_out)
+        judging = len(held_out) and plan.settings.early_stopping
         identity = self._resume()
         state, written = None, time.monotonic()
         try:
-            for epoch in self.descent.epochs(x, held_out if len(held_out) else None):
+            for epoch in self.descent.epochs(x, held_out if judging else None):
                 self.history.append(epoch)
                 if self.checkpoint is not None:
                     state = self.descent.state()
@@ -112,6 +118,26 @@ class Training:
         self.descent.restore_best()
         if counts(plan.codec):  # a mean over batches of a net that has changed since
             observe(plan.codec, torch.from_numpy(plan.survey.sample()))
+        if plan.recipe.aim:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Set the code to the target on the rows that judge, which are not fitted to; keep what was found."""
+        plan, aim = self.plan, self.plan.recipe.aim
+        x = torch.from_numpy(plan.survey.x_judged)
+        found = settle(plan.codec, x, aim)
+        part = getattr(plan.codec.code_activation, "part", plan.codec.code_activation)
+        objective = rounded(self.descent.dial.objective)
+        plan.parts = replace(plan.parts, objective=objective, code_activation=part)
+        plan.settings = replace(plan.settings, objective=repr(objective), code_activation=repr(part))
+        noise = math.sqrt(found[1] * float((x - plan.codec.centre.cpu()).square().nanmean()))
+        if aim.missed(*found) and not isinstance(part, TopK):  # whose k is whole
+            warnings.warn(
+                f"{aim} was not reached: L0 is {found[0]:.4g}, FVU {found[1]:.3g} on rows held out; raise max_iter, or"
+                f" start from other coefficients than {plan.recipe.objective!r}",
+                stacklevel=2,
+            )
+        self.dialled = told(aim, found, objective, part, x.shape[1], noise)
 
     def more(self, x: Any) -> None:
         """One epoch on scaled rows at the largest learning rate."""

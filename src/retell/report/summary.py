@@ -37,7 +37,9 @@ def facts(model: Autoencoder) -> dict[str, str]:
         epochs += f", ended by max_time = {settings.max_time:g} s"
     if fitted.n_left_out:
         said["left out"] = f"{fitted.n_left_out:,} rows by max_norm = {settings.max_norm:g}"
-    judged = "held-out variance" if settings.early_stopping else "training variance"
+    if fitted.dialled:
+        said["dialled"] = fitted.dialled
+    judged = "held-out variance" if settings.early_stopping or fitted.dialled else "training variance"
     return said | {
         "trained": epochs,
         "explained": f"{share(fitted.score)} of {judged} (PCA, {model.n_components_} units: {share(fitted.pca_score)})",

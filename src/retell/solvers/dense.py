@@ -91,7 +91,7 @@ class Dense(Descent):
         self.squash = codec.code_activation
         # the mean squared error of whole rows alone: the common case, and small nets have no time for Python
         alone = recipe.objective == Objective(((1.0, MSE()),)) and isinstance(recipe.corruption, Nothing)
-        self.alone = alone and type(self.squash) in SQUARED
+        self.alone = alone and not self.dial and type(self.squash) in SQUARED
         dictionary = codec.dictionary()
         self.held = None if dictionary is None else (dictionary.detach(), codec.dictionary_gradient())
         self.holed = True
@@ -122,6 +122,8 @@ class Dense(Descent):
             stretch.step(rate)
         if self.held is not None:
             recipe.constraint.project(self.held[0])
+        if self.dial:
+            self.turn(*self.seen, rate)
         for stretch in self.stretches:
             stretch.round()
         self.step += 1
@@ -141,7 +143,7 @@ class Dense(Descent):
         read, rows = self.codec.reads(x, self.recipe.corruption(x, noise))
         work.x.copy_(read)
         a = work.encoder.forward()
-        h = work.h.copy_(self.squash(a))
+        h = work.h.copy_(self.codec.code_activation(a))
         p = Pass(self.codec, *rows, a, h, work.decoder.forward(), noise, self.recipe.constraint.unit(h))
         n, values = p.x.shape[0], []
         later: list[tuple[float, list[Any], list[Tensor]]] = []
@@ -165,14 +167,17 @@ class Dense(Descent):
             else:
                 by_h.append(_through_unit(term.slope_h(p) * (c / n if value.ndim == 1 else c), p))
         d = sum(by_h, work.decoder.backward())
-        work.encoder.d.copy_(sum(by_a, self.squash.pull(d, p.a, p.h)))
+        work.encoder.d.copy_(sum(by_a, self.codec.code_activation.pull(d, p.a, p.h)))
         work.encoder.backward()
         for stretch in self.stretches:
             stretch.gather()
         for c, matrices, slopes in later:
             for matrix, slope in zip(matrices, slopes, strict=True):
                 matrix.grad.add_(slope, alpha=c)
-        self.squash.observe(p)
+        self.codec.code_activation.observe(p)
+        if self.dial:
+            off = self.recipe.objective.loss.mean(p.x_hat) - p.x
+            self.seen = (p.h != 0).sum(), torch.where(p.seen, off, 0.0), p.x
         return values
 
     def _work(self, kind: type[Work] | type[Squares], n: int) -> Any:

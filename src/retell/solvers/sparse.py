@@ -71,7 +71,6 @@ class Sparse(Descent):
     def __init__(self, codec: Codec, recipe: Recipe, seed: int, *, rounded: bool = False) -> None:
         super().__init__(codec, recipe, seed)
         self.squash = codec.code_activation
-        self.part = _part(self.squash)
         encoder, decoder = codec.encoder.last, codec.decoder.last
         assert encoder.own is not None
         assert encoder.bias is not None
@@ -97,6 +96,11 @@ class Sparse(Descent):
         self.most = max(64, CELLS // K)  # rows of a block
         self.blocks: list[Block] = []  # one a thread
         self.guess = 0.0  # what BatchTopK's threshold will be above
+
+    @property
+    def part(self) -> Any:
+        """σ as it was written, or as a dial has set it."""
+        return _part(self.codec.code_activation)
 
     def _settle(self, p: Any, views: Tensor) -> None:
         """The parameter, its gradient and its moments in memory (4, ...) of ours."""
@@ -124,6 +128,8 @@ class Sparse(Descent):
         adamw(parameters, gradients, moments, rate, self.groups[0])
         recipe.constraint.project(dictionary)
         self.revive(rate)
+        if self.dial:
+            self.turn(*self.seen, x, rate)
         self.low.copy_(self.W)
         self.step += 1
         return values
@@ -158,6 +164,8 @@ class Sparse(Descent):
             if isinstance(term, AuxK):
                 values[i] = self._revive(read, d, term, at(coefficient, self.step))
         self._observe(found, active, by_h, by_step)
+        if self.dial:
+            self.seen = on.sum(), d
         return values
 
     def _found(self, read: Tensor) -> Pairs:

@@ -1,0 +1,303 @@
+"""Sparsity by its result: units a row (L0) or unexplained variance (FVU) in place of λ, θ or k.
+
+A dial wants so many units a row: the target itself, or what the FVU of batches says,
+
+    log wanted <- log wanted + g log(FVU / target),
+
+and gets them by k where the code has one, else by λ m, the coefficients of L0 and L1 times
+
+    log m <- log m + p (e - e') + g e,   e = log(L0 / wanted) of a batch, e' of the one before,
+
+and JumpReLU's thresholds, which all take the factor exp(p e). Before the first step and after the last the code is set
+on rows alone (`settle`), so that they have the target itself.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from retell.activations import BatchTopK, JumpReLU, ReLU, TopK
+from retell.codec import Codec
+from retell.losses import MSE
+from retell.objective import Objective
+from retell.parts import Bound
+from retell.penalties import L0, L1
+
+__all__ = ["NO_AIM", "Aim", "Dial", "aimed", "check", "rounded", "settle", "told"]
+
+WAIT = 0.1  # share of the steps before the wanted number moves: what has not been learned yet is no lack of units
+FIRM = 3.0  # learning rates by which ReLU's biases answer to an e of 1: more than Adam can move them
+NEAR = 0.2  # of log e: the answer that p gives at once
+MOST = 12 * math.log(10)  # of |log m|
+CELLS = 2**24  # of codes that are looked at at once
+REACH = math.log(2)  # how far, in log L0, the last correction looks
+HALVINGS = 16  # of that interval
+
+
+class Aim(NamedTuple):
+    """What a fit should reach: units a row, or a share of variance unexplained, or None of both."""
+
+    l0: float | None = None
+    fvu: float | None = None
+
+    def __bool__(self) -> bool:
+        return self != Aim()
+
+    def missed(self, l0: float, fvu: float) -> bool:
+        """Whether what was reached is more than 5 % off."""
+        return any(aim is not None and abs(it / aim - 1) > 0.05 for it, aim in zip((l0, fvu), self, strict=True))
+
+    def __repr__(self) -> str:
+        return f"target_l0={self.l0:g}" if self.l0 is not None else f"target_fvu={self.fvu}"
+
+
+NO_AIM = Aim()
+
+
+def check(aim: Aim, codec: Codec, objective: Objective, inference: str) -> None:
+    """Raise ValueError, with a sentence, where nothing can be dialled.
+
+    Parameters
+    ----------
+    aim : Aim
+        One that is not empty.
+    codec : Codec
+    objective : Objective
+    inference : str
+        By which codes are made.
+    """
+    part = _part(codec)
+    if aim.l0 is not None and aim.fvu is not None:
+        raise ValueError(f"target_l0={aim.l0:g} and target_fvu={aim.fvu} are two aims for one dial: leave one out")
+    if not isinstance(part, ReLU | TopK | BatchTopK | JumpReLU):
+        raise ValueError(
+            f"{aim} sets the sparsity of TopK, BatchTopK, JumpReLU or ReLU codes, and {part!r} has none to set: use"
+            " code_activation='TopK(8)', or leave the target out"
+        )
+    if codec.encoder.deep or codec.decoder.deep:
+        raise ValueError(f"{aim} takes one affine map each way: use hidden_layer_sizes=()")
+    if inference != "encoder":
+        raise ValueError(f"{aim} is of the encoder's codes, got inference={inference!r}: use inference='encoder'")
+    if aim.l0 is not None and not (0 < aim.l0 < codec.n_units and (aim.l0 >= 1 or not hasattr(part, "k"))):
+        least = "from 1" if hasattr(part, "k") else "above 0"
+        raise ValueError(f"target_l0={aim.l0:g} must be {least} and less than the {codec.n_units} units of the code")
+    if not hasattr(part, "k"):
+        _check_penalty(aim, part, objective)
+
+
+def _check_penalty(aim: Aim, part: Any, objective: Objective) -> None:
+    found = [c for c, term in objective.summands if isinstance(term, L0 | L1)]
+    use = f"use objective='MSE() + 0.001 * {'L0' if isinstance(part, JumpReLU) else 'L1'}()'"
+    if not found:
+        raise ValueError(f"{aim} turns the coefficient of a penalty, and {objective!r} has no L0 or L1: {use}")
+    for c in found:
+        if not isinstance(c, int | float) or c <= 0:
+            raise ValueError(f"{aim} turns a coefficient that is a number above 0, got {c!r} in {objective!r}: {use}")
+
+
+def aimed(part: Any, aim: Aim, n_units: int) -> Any:
+    """The code activation with the k, of so many units, that the target says, where it has one."""
+    if aim.l0 is None or not isinstance(part, TopK | BatchTopK):
+        return part
+    return type(part)(min(n_units, max(1, round(aim.l0))))
+
+
+class Dial:
+    """What a fit turns after each batch.
+
+    Parameters
+    ----------
+    codec : Codec
+        Its k or thresholds are set in place.
+    objective : Objective
+        As given.
+    aim : Aim
+        An empty one: nothing turns.
+    """
+
+    def __init__(self, codec: Codec, objective: Objective, aim: Aim) -> None:
+        self.codec, self.given, self.aim = codec, objective, aim
+        k = getattr(_part(codec), "k", None)
+        self.has_k = k is not None
+        self.wanted = float(aim.l0 or k or max(1.0, codec.n_units / 64))
+        self.log_m = self.last = 0.0
+
+    def __bool__(self) -> bool:
+        return bool(self.aim)
+
+    @property
+    def objective(self) -> Objective:
+        """With the coefficients in force."""
+        if self.has_k or not self.log_m:
+            return self.given
+        m = math.exp(self.log_m)
+        return Objective(tuple((m * c if isinstance(term, L0 | L1) else c, term) for c, term in self.given.summands))
+
+    def turn(self, l0: float, fvu: float, done: float, steps: float, rate: tuple[float, float]) -> None:
+        """Answer to a batch.
+
+        Parameters
+        ----------
+        l0, fvu : float
+            Of the batch, before its step.
+        done : float
+            Share of the steps.
+        steps : float
+            In all.
+        rate : (float, float)
+            The learning rate, and the largest.
+        """
+        gain = rate[0] / rate[1] * min(0.1, max(0.01, 10 / steps))
+        if self.aim.fvu is not None and done >= WAIT and fvu > 0:
+            log_wanted = math.log(self.wanted) + 2 * gain * _within(math.log(fvu / self.aim.fvu), 0.5)
+            self.wanted = min(self.codec.n_units / 2, max(1.0, math.exp(log_wanted)))
+        if self.has_k:
+            _set_k(self.codec, round(self.wanted))
+            return
+        e = math.log(max(l0, 0.1 / self.codec.n_units) / self.wanted)
+        self.last, before = e, self.last
+        self.log_m = _within(self.log_m + NEAR * (e - before) + gain * _within(e, 1.0), MOST)
+        if isinstance(_part(self.codec), JumpReLU):
+            self.codec.code_activation.threshold.detach().mul_(math.exp(NEAR * _within(e, 1.0)))
+        else:
+            bias = self.codec.encoder.last.bias
+            assert bias is not None
+            bias.detach().sub_(FIRM * rate[0] * _within(e, 1.0))
+
+    def state(self) -> list[float]:
+        """Numbers that `load` takes."""
+        return [self.wanted, self.log_m, self.last]
+
+    def load(self, numbers: list[float]) -> None:
+        """Take up a state that `state` gave."""
+        self.wanted, self.log_m, self.last = numbers
+        if self.aim and self.has_k:
+            _set_k(self.codec, round(self.wanted))
+
+
+@torch.no_grad()
+def settle(codec: Codec, x: Tensor, aim: Aim) -> tuple[float, float]:
+    """Set the code so that rows x (N, D) have the target: L0 as it is said, or of least distance in log FVU.
+
+    BatchTopK's threshold is set, JumpReLU's thresholds take one factor, ReLU's biases one shift, TopK its k.
+
+    Returns
+    -------
+    l0, fvu : float
+        What these rows then have.
+    """
+    codec.train(False)
+    some = x[:: max(1, -(-len(x) * codec.n_units // CELLS))].to(codec.centre)
+    lever = _Lever(codec, some)
+    if aim.l0 is not None:
+        return lever.put(aim.l0)
+    assert aim.fvu is not None
+    off: dict[float, float] = {}  # by the number of units
+    near = math.log(max(1.0, lever.now()))
+    low, high = near - REACH, near + REACH
+    for _ in range(HALVINGS):  # FVU falls with the number of units, near the code that was trained
+        units = math.exp((low + high) / 2)
+        units = float(max(1, round(units))) if isinstance(lever.part, TopK) else units
+        over = math.log(max(lever.put(units)[1], 1e-30) / aim.fvu)
+        off[units] = abs(over)
+        low, high = ((low + high) / 2, high) if over > 0 else (low, (low + high) / 2)
+    return lever.put(min(off, key=off.__getitem__))
+
+
+class _Lever:
+    """Units a row of rows x (N, D), set by what the code has for it."""
+
+    def __init__(self, codec: Codec, x: Tensor) -> None:
+        self.codec, self.x, self.part, self.squash = codec, x, _part(codec), codec.code_activation
+        self.a = codec.encoder(codec.fill(x))
+        if isinstance(self.part, ReLU):
+            self.was = codec.encoder.last.bias.detach().clone()  # type: ignore[union-attr]  # the last map has one
+        if isinstance(self.part, JumpReLU):
+            self.was = self.squash.threshold.detach().clone().clamp(min=1e-6)
+        self.order = self.a / self.was if isinstance(self.part, JumpReLU) else self.a
+
+    def now(self) -> float:
+        """Units a row as the code is."""
+        return float((self._coded() > 0).sum()) / len(self.a)
+
+    def put(self, l0: float) -> tuple[float, float]:
+        """Let so many units of a row be active on average; what L0 and FVU then are."""
+        h = self._code(l0)
+        seen = ~torch.isnan(self.x)
+        off = torch.where(seen, self.codec.decode(h) - self.x, 0.0).square().sum(dtype=torch.float64)
+        all_ = torch.where(seen, self.x - self.codec.centre, 0.0).square().sum(dtype=torch.float64)
+        return float((h > 0).sum()) / len(h), float(off / all_)
+
+    def _code(self, l0: float) -> Tensor:
+        if isinstance(self.part, TopK):
+            _set_k(self.codec, round(l0))
+            return self._coded()
+        number = min(self.order.numel() - 1, max(1, round(l0 * len(self.x))))
+        # between the last that is active and the first that is not
+        least = self.order.flatten().topk(number + 1).values[-2:].mean()
+        if isinstance(self.part, ReLU):
+            bias = self.codec.encoder.last.bias
+            assert bias is not None
+            bias.copy_(self.was - least)
+            return torch.relu(self.a - least)
+        least = least.clamp(min=0.0)
+        self.squash.threshold.copy_(self.was * least if isinstance(self.part, JumpReLU) else least)
+        return self._coded()
+
+    def _coded(self) -> Tensor:
+        h: Tensor = self.codec.code_activation(self.a)
+        return h
+
+
+def told(aim: Aim, found: tuple[float, float], objective: Objective, part: Any, D: int, noise: float) -> str:
+    """What was found: L0, FVU, k or λ; and for a squared error with L1 what they are as densities.
+
+    Parameters
+    ----------
+    aim : Aim
+    found : (l0, fvu)
+    objective : Objective
+        With the coefficients found.
+    part : Part
+        The code activation, with the k found.
+    D : int
+    noise : float
+        Standard deviation of what is left of a cell, in the scaled space.
+    """
+    l0, fvu = found
+    set_by = repr(part) if hasattr(part, "k") else repr(objective)
+    said = f"L0 {l0:.4g}, FVU {fvu:.3g} for {aim}, by {set_by}"
+    kinds = {type(term): c for c, term in objective.summands}
+    if isinstance(part, ReLU) and set(kinds) == {MSE, L1} and len(objective.summands) == 2:
+        scale = 2 * noise**2 * kinds[MSE] / (D * kinds[L1])
+        said += f": Normal noise of scale {noise:.3g}, a Laplace prior of scale {scale:.3g}"
+    return said
+
+
+def rounded(objective: Objective) -> Objective:
+    """Coefficients of L0 and L1 to three digits."""
+    summands = objective.summands
+    return Objective(tuple((float(f"{c:.3g}") if isinstance(term, L0 | L1) else c, term) for c, term in summands))
+
+
+def _part(codec: Codec) -> Any:
+    squash = codec.code_activation
+    return squash.part if isinstance(squash, Bound) else squash
+
+
+def _set_k(codec: Codec, k: int) -> None:
+    part = _part(codec)
+    if part.k != k:
+        part = type(part)(k)
+        if isinstance(codec.code_activation, Bound):
+            codec.code_activation.part = part
+        else:
+            codec.code_activation = part
+
+
+def _within(value: float, most: float) -> float:
+    return max(-most, min(most, value))

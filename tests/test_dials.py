@@ -1,0 +1,151 @@
+"""A target is reached on rows that were not fitted, kept by the model file, and by a fit that is resumed."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import retell.training
+from retell import L1, MSE, Autoencoder, ReLU, load
+from retell.dials import Aim, told
+from retell.metrics import fvu, l0
+
+CODES = {
+    "TopK": ("TopK(6)", "MSE()"),
+    "BatchTopK": ("BatchTopK(6)", "MSE()"),
+    "JumpReLU": ("JumpReLU()", "MSE() + 0.001 * L0()"),
+    "ReLU": ("ReLU()", "MSE() + 0.001 * L1()"),
+}
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """Five of 64 directions a row, and noise."""
+    draw = np.random.default_rng(0)
+    codes = draw.exponential(size=(12_000, 64)) * (draw.random((12_000, 64)) < 5 / 64)
+    directions = draw.normal(size=(64, 24)) / math.sqrt(24)
+    return (codes @ directions + 0.05 * draw.normal(size=(12_000, 24))).astype(np.float32)
+
+
+def make(kind, solver="sparse", **given):
+    code, objective = CODES[kind]
+    settings = {
+        "n_components": 128,
+        "batch_size": 256,
+        "max_iter": 6,
+        "random_state": 0,
+        "solver": solver,
+        "validation_fraction": 0.25,
+    }
+    return Autoencoder(**{**settings, "code_activation": code, "objective": objective, **given})
+
+
+def reached(model, x):
+    """L0 and FVU, in the scaled space."""
+    h = model.transform(x)
+    return l0(h), fvu(model.scaling_.to(x), model.scaling_.to(model.inverse_transform(h)))
+
+
+@pytest.mark.parametrize("stops", [True, False])
+@pytest.mark.parametrize(("kind", "target"), list(itertools.product(CODES, [3, 8])))
+def test_units_a_row(rows, kind, target, stops):
+    model = make(kind, target_l0=target, early_stopping=stops).fit(rows[:8000])
+    assert reached(model, rows[8000:])[0] == pytest.approx(target, rel=0.05)
+
+
+@pytest.mark.parametrize(("kind", "target"), list(itertools.product(CODES, [0.2, 0.1])))
+def test_unexplained(rows, kind, target):
+    model = make(kind, target_fvu=target, max_iter=15).fit(rows[:8000])
+    units, found = reached(model, rows[8000:])
+    if kind != "TopK":
+        assert found == pytest.approx(target, rel=0.05)
+        return
+    # k is whole: no other is nearer
+    off = abs(math.log(found / target))
+    k = model.codec_.code_activation.k
+    assert units <= k
+    for other in (k - 1, k + 1):
+        model.codec_.code_activation = type(model.codec_.code_activation)(other)
+        assert abs(math.log(reached(model, rows[8000:])[1] / target)) > off - 0.05
+
+
+@pytest.mark.filterwarnings("ignore:target_fvu=0.15 was not reached")
+@pytest.mark.parametrize("kind", CODES)
+def test_solvers_turn_alike(rows, kind):
+    solvers = ("sparse", "descend") if kind == "JumpReLU" else ("sparse", "dense", "descend")
+    models = [make(kind, s, target_fvu=0.15, max_iter=3, precision="float64").fit(rows[:3000]) for s in solvers]
+    assert [model.solver_ for model in models] == list(solvers)
+    for model in models[1:]:
+        assert reached(model, rows[8000:]) == pytest.approx(reached(models[0], rows[8000:]), rel=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:target_fvu=0.15 was not reached")
+@pytest.mark.parametrize("kind", CODES)
+def test_saved_model_codes_alike_and_says_what_was_found(rows, kind, tmp_path):
+    model = make(kind, target_fvu=0.15, max_iter=2).fit(rows[:3000])
+    model.save(tmp_path / "model")
+    again = load(tmp_path / "model")
+    np.testing.assert_array_equal(again.transform(rows), model.transform(rows))
+    assert again.dialled_ == model.dialled_ != ""
+    assert repr(again.objective_) == repr(model.objective_) == again.objective
+    assert again.code_activation == repr(again.codec_.code_activation) == repr(model.codec_.code_activation)
+    if kind in ("JumpReLU", "ReLU"):
+        assert again.objective != CODES[kind][1]
+
+
+@pytest.mark.filterwarnings("ignore:target_.* was not reached")
+@pytest.mark.parametrize(("kind", "target"), list(itertools.product(CODES, ["target_l0", "target_fvu"])))
+def test_resumed_to_the_bit(rows, kind, target, tmp_path, monkeypatch):
+    monkeypatch.setattr(retell.training, "EVERY", 0.0)
+    given = {target: 4 if target == "target_l0" else 0.2, "max_iter": 4}
+    whole = make(kind, **given).fit(rows[:3000])
+    epochs = make(kind, **given).fit_epochs(rows[:3000], checkpoint=tmp_path)
+    for _ in range(3):
+        next(epochs)
+    epochs.close()
+    resumed = make(kind, **given).fit(rows[:3000], checkpoint=tmp_path)
+    assert (resumed.dialled_, resumed.history_) == (whole.dialled_, whole.history_)
+    for ours, theirs in zip(resumed.codec_.state_dict().values(), whole.codec_.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_scale_of_the_prior_is_that_of_explain():
+    objective, noise = MSE() + 0.02 * L1(), 0.3
+    said = told(Aim(l0=4), (4.0, 0.1), objective, ReLU(), 24, noise)
+    scale = float(said.split("scale ")[-1])
+    explained = objective.explain(1000, 24, noise).densities
+    assert float(explained.split("Laplace(scale=")[1].rstrip(")")) == pytest.approx(scale, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"target_l0": 4, "target_fvu": 0.2}, "leave one out"),
+        ({"target_l0": 128}, "less than the 128 units"),
+        ({"target_l0": 0}, "target_l0=0 is not possible"),
+        ({"target_l0": 0.5}, "must be from 1"),
+        ({"target_fvu": 1.5}, "target_fvu=1.5 is not possible"),
+        ({"target_l0": 4, "code_activation": "Sigmoid()", "solver": "auto"}, "has none to set"),
+        ({"target_l0": 4, "code_activation": "ReLU()"}, "has no L0 or L1"),
+        (
+            {"target_l0": 4, "code_activation": "ReLU()", "objective": "MSE() + Warmup(0.1, 50) * L1()"},
+            "a number above",
+        ),
+        ({"target_l0": 4, "solver": "exact"}, "no closed form"),
+        ({"target_l0": 4, "hidden_layer_sizes": (8,), "solver": "auto"}, "one affine map each way"),
+        (
+            {"target_l0": 4, "code_activation": "ReLU()", "objective": "MSE() + L1()", "inference": "map"},
+            "of the encoder",
+        ),
+    ],
+)
+def test_refused(rows, given, said):
+    with pytest.raises(ValueError, match=said):
+        make("TopK", **given).fit(rows[:500])
+
+
+def test_partial_fit_is_refused(rows):
+    with pytest.raises(ValueError, match="partial_fit has no end"):
+        make("TopK", target_l0=4).partial_fit(rows[:500])
