@@ -100,7 +100,10 @@ class Fits:
         asked = {"code": method, "K": K, "amount": amount, "rate": rate, "seed": seed}
         where = str(folder(self.rows, seed))
         answer = self.crew[peer].ask("recover", 3600, asked=asked, folder=where, epochs=1, batch=BATCH)
-        self.store.add(unit, answer)
+        if "cannot" in answer:
+            self.crew.forget(peer)
+        else:
+            self.store.add(unit, answer)
         said = answer.get("cannot") or "  ".join(f"{word} {answer[word]:.3f}" for word in (*WORDS, "seconds"))
         print(f"  {peer} {method}({amount:g}) rate {rate} seed {seed}: {said}", flush=True)
 

@@ -49,6 +49,11 @@ class Crew:
         """Those of the names that take part."""
         return [name for name in names if name in self.peers]
 
+    def forget(self, peer: str) -> None:
+        """End its process; the next question starts another."""
+        if peer in self.processes:
+            self.processes.pop(peer).end()
+
     def end(self) -> None:
         for process in self.processes.values():
             process.end()

@@ -97,7 +97,10 @@ def run(crew: Crew, store: Store, units: list[Record]) -> None:
         more = {"keep": str(ROOT / f".bench/dictionaries/{name}.npy")} if keep else {}
         own = {"more": OWN[label]} if label in OWN else {}
         answer = crew[label.split(",")[0]].ask("train", 7200, asked=asked, epochs=one["epochs"], **more, **own)
-        store.add(one, answer | {"file": more.get("keep", "")})
+        if "cannot" in answer:
+            crew.forget(label.split(",")[0])  # so that the next fit has a process of its own
+        else:
+            store.add(one, answer | {"file": more.get("keep", "")})
         said = answer.get("cannot") or "FVU {fvu:.4f}  L0 {l0:6.1f}  dead {dead:.1%}  {seconds:.0f} s".format(**answer)
         what = f"{label} {one['code']}({one['amount']}) rate {one['rate']} seed {one['seed']} epochs {one['epochs']}"
         print(f"  {number}/{len(left)}  {what:70} {said}", flush=True)
