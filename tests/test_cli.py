@@ -73,7 +73,7 @@ def test_help_answers_before_torch_is_imported() -> None:
 def test_options_are_the_settings(capsys: pytest.CaptureFixture[str]) -> None:
     assert [f.name for f in fields(Options)] == [f.name for f in fields(Settings)]
     assert main(["fit", "--help"]) == 0
-    shown = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
+    shown = set(re.findall(r"--[a-z0-9-]+", capsys.readouterr().out))
     assert {"--" + f.name.replace("_", "-") for f in fields(Settings)} <= shown
 
 
