@@ -47,7 +47,7 @@ class UnitNorm(Part):
 
     def tangent(self, dictionary: Tensor, gradient: Tensor) -> None:
         """g_k <- g_k - v_k (v_k · g_k), in place: the part of the step that would change the norm."""
-        gradient -= dictionary * (dictionary * gradient).sum(0)
+        gradient.addcmul_(dictionary, torch.linalg.vecdot(dictionary, gradient, dim=0), value=-1)
 
     def unit(self, h: Tensor) -> Tensor | float:
         return 1.0

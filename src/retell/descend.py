@@ -86,7 +86,7 @@ class Judgement(NamedTuple):
 
 TAIL = 3  # epochs over which the learning rate falls to zero when held-out rows have stopped improving
 CELLS = 2**19  # taken at a time: rows may have to be scaled, or to come from a disk
-ROWS = 2048  # judged at a time
+ROWS = 2048  # judged at a time, at most
 EPSILON = 1e-12  # of Adam
 IDLE = 10_000  # rows without activity after which a unit is helped
 NOTHING = 1e-30  # what a first moment is taken for zero below
@@ -116,9 +116,9 @@ class Moments(NamedTuple):
 
 
 def adamw(values: list[Tensor], gradients: list[Any], moments: list[list[Tensor]], rate: float, group: Group) -> None:
-    """One step in place (Loshchilov & Hutter 2019), by the kernel of `torch.optim.AdamW`; `Moments` side by side."""
+    """One step in place (Loshchilov & Hutter 2019), by the kernel of `torch.optim.AdamW`; `Moments` side by side,
+    whose steps count this one already."""
     means, squares, steps = moments
-    torch._foreach_add_(steps, 1)
     torch._fused_adamw_(
         values, gradients, means, squares, [], steps, lr=rate * group.share, beta1=group.betas[0], beta2=group.betas[1],
         weight_decay=group.decay, eps=EPSILON, amsgrad=False, maximize=False,
@@ -159,11 +159,12 @@ class Descent:
         self.parameters = dict(codec.named_parameters())
         self.groups = self._groups()
         self.moments = {p: Moments.of(p.detach()) for p in self.parameters.values()}
+        self.threads = torch.get_num_threads()
         self.epoch = self.step = self.stale = 0
         self.anneal_from = self.end = math.inf  # steps; finite once the held-out rows have stopped improving
         self.best_loss = math.inf
         self.best = self._copy()
-        self.first = self.best  # with the objective on each held-out row, what a better epoch has to beat
+        self.first: dict[str, Tensor] | None = None  # the start, where a better epoch must be so beyond doubt
         self.first_rows = self.best_rows = torch.zeros(0)
         self.taken = torch.zeros(0)  # memory for rows on their way
         self.schedule: Callable[[float], float] | None = None  # by step, where epochs are not alike
@@ -183,6 +184,7 @@ class Descent:
         if held_out is not None and self.epoch == 0:
             start = self.evaluate(held_out)
             self.best_loss, self.first_rows, self.best_rows = sum(start.terms.values()), start.rows, start.rows
+            self.first = self.best if self.recipe.sure else None
         while self.step < self.end:
             terms = self.one_epoch(x)
             epoch = self._judge(terms, None if held_out is None else self.evaluate(held_out))
@@ -207,7 +209,7 @@ class Descent:
         finally:  # an interrupt too leaves a codec that reads each row alone
             self.codec.train(False)
         for moments in self.moments.values():  # those of a dead unit decay to numbers that are slow, and stay
-            moments.mean.copy_(torch.hardshrink(moments.mean, NOTHING))
+            torch.hardshrink(moments.mean, NOTHING, out=moments.mean)
         self.epoch += 1
         means = torch.tensor(sizes, dtype=torch.float64) @ table.cpu() / len(x)
         return dict(zip(self.recipe.objective.names, means.tolist(), strict=True))
@@ -223,6 +225,7 @@ class Descent:
             with torch.no_grad():
                 recipe.constraint.tangent(dictionary, self.codec.dictionary_gradient())
         clip([p.grad for p in self.parameters.values() if p.grad is not None], recipe.clip)
+        torch._foreach_add_([self.moments[p].step for p in self.parameters.values() if p.grad is not None], 1)
         for group in self.groups:
             some = [p for p in group.parameters if p.grad is not None]
             moments = [list(kind) for kind in zip(*(self.moments[p] for p in some), strict=True)]
@@ -278,15 +281,16 @@ class Descent:
         recipe = self.recipe
         noise = generator(self.seed, HELD_OUT, device=x.device)
         clean = isinstance(recipe.corruption, Nothing) and not hasattr(self.codec.code_activation, "sample")
-        blocks = range(0, len(x), ROWS)
+        size = min(ROWS, max(64, CELLS // self.codec.n_units))
+        blocks = range(0, len(x), size)
         if x is not self.judges:
             self.judges, self.explained = x, Explained(self.codec.centre.double().cpu().numpy())
             for i in blocks:
-                self.explained.see(x[i : i + ROWS].double().cpu().numpy())
+                self.explained.see(x[i : i + size].double().cpu().numpy())
         rows: dict[str, list[Tensor]] = {name: [] for name in recipe.objective.names}
         error = torch.zeros((), dtype=torch.float64, device=x.device)
         for i in blocks:
-            some = x[i : i + ROWS]
+            some = x[i : i + size]
             p = self.codec(some, recipe.corruption(some, noise), noise)
             p = p._replace(unit=recipe.constraint.unit(p.h))
             for name, values in recipe.objective.each_by_row(p).items():
@@ -306,7 +310,7 @@ class Descent:
         if not accepted:
             self.best_loss = float(self.first_rows.mean())
         with torch.no_grad():
-            self.codec.load_state_dict(self.best if accepted else self.first)
+            self.codec.load_state_dict(self.best if accepted or self.first is None else self.first)
 
     def state(self) -> dict[str, Tensor]:
         """Everything needed to go on after this epoch and end in the same bits.
@@ -321,7 +325,7 @@ class Descent:
         numbers = [self.epoch, self.step, self.stale, self.anneal_from, self.end, self.best_loss, *self.dial.state()]
         weights = {
             f"{kind}/{name}": value.clone()  # best may be first, and a file holds each on its own
-            for kind, values in (("codec", self._copy()), ("best", self.best), ("first", self.first))
+            for kind, values in (("codec", self.codec.state_dict()), ("best", self.best), ("first", self.first or {}))
             for name, value in values.items()
         }
         rows = {"first_rows": self.first_rows.clone(), "best_rows": self.best_rows.clone()}
@@ -329,10 +333,12 @@ class Descent:
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take up a state that `state` gave."""
-        codec, self.best, self.first = (
-            {name: state[f"{kind}/{name}"].to(value.device) for name, value in self.codec.state_dict().items()}
+        own = self.codec.state_dict()
+        codec, self.best, first = (
+            {name: state[key].to(value.device) for name, value in own.items() if (key := f"{kind}/{name}") in state}
             for kind in ("codec", "best", "first")
         )
+        self.first = first or None
         self.codec.load_state_dict(codec)
         for name, p in self.parameters.items():
             for moment, value in self.moments[p]._asdict().items():
@@ -356,7 +362,8 @@ class Descent:
             )
             self.end = self.step
         elif improved or judged is None or self.dial:
-            self.best_loss, self.best = loss if self.dial else min(loss, self.best_loss), self._copy()
+            self.best_loss = loss if self.dial else min(loss, self.best_loss)
+            self._keep()
             self.best_rows = self.best_rows if judged is None else judged.rows
         return Epoch(self.epoch, terms, held_out, score, loss, improved, False)
 
@@ -370,20 +377,21 @@ class Descent:
         order = row_order(self.seed, self.epoch, len(x)).to(x.device)
         most = max(1, CELLS // (self.recipe.batch_size * x.shape[1]))
         several = [ends[i : i + most + 1] for i in range(0, steps, most)]
-        shape = (2, max(some[-1] - some[0] for some in several), x.shape[1])
+        aside = len(several) > 1 and self.threads == 1  # or no time to gain, or every core computes
+        shape = (2 if aside else 1, max(some[-1] - some[0] for some in several), x.shape[1])
         if self.taken.shape != shape:
             self.taken = torch.empty(shape, dtype=x.dtype, device=x.device)
 
         def take(i: int) -> Tensor:
             first, last = several[i][0], several[i][-1]
-            taken = self.taken[i % 2, : last - first]
+            taken = self.taken[i % len(self.taken), : last - first]
             if isinstance(x, Tensor):
                 return torch.index_select(x, 0, order[first:last], out=taken)
             x.take(order[first:last], taken)
             return taken
 
         sizes = [[end - start for start, end in pairwise(some)] for some in several]
-        if len(sizes) == 1 or torch.get_num_threads() > 1:  # no time to gain, or every core computes
+        if not aside:
             for i, some_sizes in enumerate(sizes):
                 yield from torch.split(take(i), some_sizes)
             return
@@ -409,6 +417,13 @@ class Descent:
             decay = self.recipe.decay if id(parameter) in beside else 0.0
             groups.setdefault((0.3 if id(parameter) in linear else 1.0, decay), []).append(parameter)
         return [Group(some, share, decay, self.recipe.betas) for (share, decay), some in groups.items()]
+
+    def _keep(self) -> None:
+        """These parameters are the best so far."""
+        if self.best is self.first:
+            self.best = self._copy()
+        for name, value in self.codec.state_dict().items():
+            self.best[name].copy_(value)
 
     def _copy(self) -> dict[str, Tensor]:
         return {name: value.clone() for name, value in self.codec.state_dict().items()}

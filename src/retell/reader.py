@@ -229,7 +229,7 @@ class Reader:
 
             return once
 
-        spread(started, len(rows), self.own.encoder.size, alone=alone)
+        spread(started, len(rows), self.own.encoder.size, most=1 if alone else None)
 
     def _coder(self, rows: Array, how: str, check: Check) -> Callable[[int, int], Array]:
         """For one thread: the codes of the rows i to j, good until the next ones."""

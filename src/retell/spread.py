@@ -7,12 +7,12 @@ thread works which block is up to the moment too, and changes nothing.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from itertools import islice
-from threading import Thread
 from typing import Any, TypeVar
 
 import torch
@@ -71,8 +71,8 @@ def ahead(values: Iterator[T]) -> Iterator[T]:
             yield value[0]
 
 
-def spread(start: Callable[[], Work], n_rows: int, size: int, *, alone: bool = False, enough: int = ENOUGH) -> None:
-    """Work all rows, `size` at a time, on as many threads as torch would use.
+def spread(start: Callable[[], Work], n_rows: int, size: int, *, most: int | None = None, enough: int = ENOUGH) -> None:
+    """Work all rows, `size` at a time, on several threads.
 
     Parameters
     ----------
@@ -80,8 +80,8 @@ def spread(start: Callable[[], Work], n_rows: int, size: int, *, alone: bool = F
         Called once by each thread; its answer is called with the first row of a block and the one after its
         last. What it holds in memory belongs to that thread.
     n_rows, size : int
-    alone : bool, default=False
-        Block after block in order, by one thread.
+    most : int, default=None
+        Threads; None for as many as torch would use, 1 for block after block in order.
     enough : int, default=4
         Blocks that repay the start of a thread.
 
@@ -96,7 +96,7 @@ def spread(start: Callable[[], Work], n_rows: int, size: int, *, alone: bool = F
     def run() -> None:
         first = -1
         try:
-            with torch.no_grad(), threads(1):
+            with torch.no_grad():
                 work = start()
                 for first in firsts:
                     if failed:
@@ -105,13 +105,16 @@ def spread(start: Callable[[], Work], n_rows: int, size: int, *, alone: bool = F
         except BaseException as error:
             failed.append((first, error))
 
-    most = 1 if alone else min(torch.get_num_threads(), -(-n_rows // size) // enough)
-    with threads(torch.get_num_threads()):  # what a helper sets holds for threads that are born later
-        helpers = [Thread(target=run) for _ in range(most - 1)]
-        for helper in helpers:
-            helper.start()
+    most = min(most or torch.get_num_threads(), -(-n_rows // size) // enough)
+    with threads(1):  # what a new helper sets would hold for threads that are born later
+        futures = [_helpers(os.getpid()).submit(run) for _ in range(most - 1)]
         run()
-        for helper in helpers:
-            helper.join()
+        wait(futures)
     if failed:
         raise min(failed, key=lambda failure: failure[0])[1]
+
+
+@cache
+def _helpers(process: int) -> ThreadPoolExecutor:  # noqa: ARG001 - a process that is born of this one has none
+    """Threads that stay: a new one takes a while to find a core of its own."""
+    return ThreadPoolExecutor(initializer=torch.set_num_threads, initargs=(1,))

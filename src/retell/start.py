@@ -21,7 +21,7 @@ from retell.objective import mean
 
 __all__ = ["counts", "fill_random", "fill_start", "observe"]
 
-CELLS = 2**24  # of codes that are looked at at once
+CELLS = 2**23  # of codes that are looked at at once
 
 
 @torch.no_grad()
@@ -53,6 +53,7 @@ def fill_start(
     if not aware:
         frame = _frame_of_rows(filled, n_units, generator) if from_rows else _random_frame(width, n_units, generator)
     frame = frame.to(codec.centre)
+    filled = _few(filled, n_units)
     encoder, decoder = codec.encoder.straight, codec.decoder.straight
     bent = not codec.tied and not torch.equal(loss.link(filled), filled)
     if encoder is not None:
@@ -91,14 +92,19 @@ def observe(codec: Codec, x: Tensor) -> None:
     """Let σ count afresh what it counts, on rows (N, D) alone: thresholds, before the first step and after the last."""
     for counted in codec.code_activation.buffers():
         counted.zero_()
-    few = x[: max(64, CELLS // codec.n_units)]
+    few = _few(x, codec.n_units)
     codec.train().code_activation.observe(codec(few.to(codec.centre)))
     codec.train(False)
 
 
+def _few(x: Tensor, n_units: int) -> Tensor:
+    """As many evenly spaced rows as codes can be held of."""
+    return x[:: -(-len(x) // max(64, CELLS // n_units))]
+
+
 def _fill_hidden(net: Net, generator: Generator) -> None:
     """Orthogonal hidden layers that keep a row's length; a zero last one, so that the path starts silent."""
-    layers: list[Affine] = [layer for layer in net.affines() if layer is not net.linear]
+    layers: list[Affine] = [layer for layer in net.affines() if layer is not net.straight]
     for layer in layers:
         if layer.own is not None:
             n_out, n_in = layer.own.shape
@@ -136,7 +142,7 @@ def _random_frame(width: int, n_units: int, generator: Generator) -> Tensor:
 
 def _thin(codec: Codec, x: Tensor) -> None:
     """Where σ cuts at a level: a level that leaves a row an eighth as many active units as columns, not half of all."""
-    few = x[: max(64, CELLS // codec.n_units)]
+    few = _few(x, codec.n_units)
     a = codec.encoder(few)
     active = min(a.shape[1] // 16, max(1, len(codec.centre) // 8)) * len(few)
     level = a.flatten().kthvalue(a.numel() - active).values.clamp(min=0)

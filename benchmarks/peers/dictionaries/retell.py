@@ -62,7 +62,7 @@ class Fit:
 
     def __init__(self, asked, x):
         _, self.training = begin(asked, x.numpy(), max_iter=7, early_stopping=False)
-        self.rows = self.training.plan.rows()[:]
+        self.rows = self.training.plan.rows()
         self.descent = self.training.descent
 
     def epoch(self):

@@ -30,7 +30,7 @@ from peers.dictionaries.recovered import score  # noqa: E402
 from peers.dictionaries.synthetic import Codes  # noqa: E402
 from peers.serve import Answer, serve, set_threads  # noqa: E402
 
-SEVERAL = 4  # batches in memory that steps go round
+SEVERAL = 14  # batches in memory that steps go round, an epoch of them
 BLOCK = 1000  # rows judged at a time
 EARLY = 2, 4, 8  # steps after which a fit is judged too, before its first epoch is over
 

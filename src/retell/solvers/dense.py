@@ -297,6 +297,7 @@ class Stretch:
             self.low.copy_(self.high)
 
     def step(self, rate: float) -> None:
+        self.moments.step.add_(1)
         adamw([self.value], [self.gradient], self.kinds, rate, self.group)
 
 

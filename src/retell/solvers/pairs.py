@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.sparse import csr_array
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["Block", "ByUnit", "Pairs", "joined", "limit"]
+__all__ = ["Block", "ByUnit", "Pairs", "Sum", "joined"]
 
 Array = npt.NDArray[Any]
 
@@ -29,13 +30,11 @@ class Pairs(NamedTuple):
     ----------
     starts : Tensor of shape (N + 1,), int32
         Where each row's pairs begin.
-    rows, units : Tensor of shape (M,), int32
-        Both ascending, units within a row.
+    units : Tensor of shape (M,), int32
     values : Tensor of shape (M,)
     """
 
     starts: Tensor
-    rows: Tensor
     units: Tensor
     values: Tensor
 
@@ -54,6 +53,12 @@ class Pairs(NamedTuple):
             dots: Tensor = torch.sparse.sampled_addmm(pattern, rows, dictionary.T, beta=0.0).values()
         return dots
 
+    def between(self, i: int, j: int) -> tuple[slice, Pairs]:
+        """Where the pairs of the rows from i up to j are, and they."""
+        first, last = int(self.starts[i]), int(self.starts[j])
+        there = slice(first, last)
+        return there, Pairs(self.starts[i : j + 1] - first, self.units[there], self.values[there])
+
     def where(self, keep: Array) -> Pairs:
         """The pairs that are kept (M,), bool."""
         kept = np.zeros(len(keep) + 1, np.int32)
@@ -70,26 +75,54 @@ class ByUnit:
     ----------
     pairs : Pairs
     n_units : int
+
+    Attributes
+    ----------
+    starts : Tensor of shape (K + 1,), int32
+        Where each unit's pairs begin.
+    rows, order : Tensor of shape (M,), int32
+        Of each pair its row, and its place among the pairs row by row.
     """
 
     def __init__(self, pairs: Pairs, n_units: int) -> None:
-        units, self.order = torch.sort(pairs.units, stable=True)
-        self.rows = torch.index_select(pairs.rows, 0, self.order)
-        self.starts = torch.searchsorted(units, torch.arange(n_units + 1, dtype=torch.int32), out_int32=True)
+        shape, places = (len(pairs.starts) - 1, n_units), np.arange(len(pairs.units), dtype=np.int32)
+        table = csr_array((places, pairs.units.numpy(), pairs.starts.numpy()), shape=shape).tocsc()
+        self.starts, self.rows, self.order = map(torch.from_numpy, (table.indptr, table.indices, table.data))
 
-    def sums(self, rows: Tensor, values: Tensor) -> Tensor:
-        """Σ_n value_nj rows_n (K, D), in the rows' dtype."""
-        return _sums(rows, self.rows, self.starts, values[self.order])
+    def sum(self, rows: Tensor, values: Tensor, first: int = 0, last: int | None = None) -> Sum:
+        """Σ_n value_nj rows_n for each unit j, if it is from the first up to the last: 0 for others."""
+        return Sum(self, rows, values, first, len(self.starts) - 1 if last is None else last)
+
+
+class Sum(NamedTuple):
+    """Rows weighted by pairs, to be summed unit by unit."""
+
+    by: ByUnit
+    rows: Tensor
+    values: Tensor
+    first: int
+    last: int
+
+    def between(self, u: int, v: int) -> Tensor:
+        """The sums of the units from u up to v, which are among those (v - u, D)."""
+        starts = self.by.starts[u : v + 1]
+        i, j = int(starts[0]), int(starts[-1])
+        weights = torch.index_select(self.values, 0, self.by.order[i:j])
+        return _sums(self.rows, self.by.rows[i:j], starts - i, weights)
+
+    def add_to(self, out: Tensor, u: int, v: int) -> None:
+        """Add the sums of the units from u up to v to `out` (v - u, D)."""
+        low, high = max(u, self.first), min(v, self.last)
+        if low < high:
+            out[low - u : high - u] += self.between(low, high)
 
 
 def joined(parts: list[Pairs]) -> Pairs:
     """The pairs of rows that follow each other."""
     ends = np.cumsum([0, *(len(part.units) for part in parts)]).tolist()
-    firsts = np.cumsum([0, *(len(part.starts) - 1 for part in parts)]).tolist()
     starts = [part.starts[:-1] + end for part, end in zip(parts, ends, strict=False)]
-    rows = [part.rows + first for part, first in zip(parts, firsts, strict=False)]
-    units, values = (torch.cat([part[i] for part in parts]) for i in (2, 3))
-    return Pairs(torch.cat([*starts, starts[0].new_tensor(ends[-1:])]), torch.cat(rows), units, values)
+    units, values = (torch.cat([part[i] for part in parts]) for i in (1, 2))
+    return Pairs(torch.cat([*starts, starts[0].new_tensor(ends[-1:])]), units, values)
 
 
 class Block:
@@ -108,20 +141,11 @@ class Block:
 
     def above(self, a: Tensor, least: Tensor) -> Pairs:
         """The cells of a (n, K) that are at least `least` (n, 1), (1, K) or (1, 1)."""
-        n, width = a.shape
-        wanted = self.wanted[:n]
-        if a.dtype != torch.bfloat16:
-            np.greater_equal(a.numpy(), least.numpy(), out=wanted)
-        elif bool((least > 0).all()):  # bfloat16 above 0 is in the order of its bits
-            np.greater_equal(ordered(a), ordered(least), out=wanted)
-        else:
-            torch.ge(a, least, out=torch.from_numpy(wanted))
-        cells = np.flatnonzero(wanted)
-        rows = cells // width
-        starts = np.searchsorted(rows, np.arange(n + 1)).astype(np.int32)
-        rows, units = rows.astype(np.int32), (cells - rows * width).astype(np.int32)
-        values = torch.index_select(a.view(-1), 0, torch.from_numpy(cells))
-        return Pairs(torch.from_numpy(starts), torch.from_numpy(rows), torch.from_numpy(units), values)
+        if a.dtype != torch.bfloat16 or bool((least > 0).all()):
+            return _pairs(a, self._at_least(a, ordered(least)))
+        wanted = self.wanted[: len(a)]
+        torch.ge(a, least, out=torch.from_numpy(wanted))
+        return _pairs(a, np.flatnonzero(wanted))
 
     def largest(self, a: Tensor, k: int) -> Pairs:
         """The k largest cells of each row of a (n, K) that are above 0; of equal ones the first.
@@ -132,25 +156,45 @@ class Block:
         n, width = a.shape
         size = max(1, width // max(4 * k, 128))
         n_groups = width // size
-        maxima = torch.relu(a[:, : size * n_groups].view(n, size, n_groups).amax(1))
-        least = torch.from_numpy(np.partition(ordered(maxima), n_groups - k, axis=1)[:, n_groups - k, None])
-        return limit(self.above(a, least.view(a.dtype).clamp_(min=torch.finfo(a.dtype).tiny)), k)
+        numbers = torch.from_numpy(ordered(a))
+        maxima = numbers[:, : size * n_groups].view(n, size, n_groups).amax(1).numpy()
+        least = np.partition(maxima, n_groups - k, axis=1)[:, n_groups - k, None]
+        cells = self._at_least(a, least.clip(min=ordered(a.new_tensor(torch.finfo(a.dtype).tiny))))
+        return _pairs(a, cells[_first(numbers.view(-1).numpy()[cells], _starts(cells, n, width), k)])
+
+    def _at_least(self, a: Tensor, least: Array) -> Array:
+        """Where cells of a (n, K), as numbers in order, are at least so much."""
+        wanted = self.wanted[: len(a)]
+        np.greater_equal(ordered(a), least, out=wanted)
+        return np.flatnonzero(wanted)
 
 
-def limit(pairs: Pairs, k: int) -> Pairs:
-    """The k pairs of largest value of each row; of equal ones the first."""
-    counts = np.diff(pairs.starts.numpy())
+def _pairs(a: Tensor, cells: Array) -> Pairs:
+    """Those cells of a (n, K)."""
+    n, width = a.shape
+    starts, units = _starts(cells, n, width), (cells % width).astype(np.int32)
+    values = torch.index_select(a.view(-1), 0, torch.from_numpy(cells))
+    return Pairs(torch.from_numpy(starts), torch.from_numpy(units), values)
+
+
+def _starts(cells: Array, n: int, width: int) -> Array:
+    """Where the cells of each of n rows begin (n + 1,)."""
+    return np.searchsorted(cells, np.arange(n + 1) * width).astype(np.int32)
+
+
+def _first(values: Array, starts: Array, k: int) -> Any:
+    """Which of the values above 0 (M,) are among the k largest of their stretch; of equal ones the first."""
+    counts = np.diff(starts)
     most = counts.max(initial=0)
     if most <= k:
-        return pairs
-    values = ordered(pairs.values)
+        return slice(None)
     there = np.arange(most) < counts[:, None]
-    table = np.zeros(there.shape, values.dtype)  # less than any pair's, which are above 0
+    table = np.zeros(there.shape, values.dtype)  # less than any value
     table[there] = values
     least = np.partition(table, most - k, axis=1)[:, most - k, None]
     more, equal = table > least, table == least
     left = k - more.sum(1, dtype=np.int32)
-    return pairs.where((more | (equal & (equal.cumsum(1, dtype=np.int32) <= left[:, None])))[there])
+    return (more | (equal & (equal.cumsum(1, dtype=np.int32) <= left[:, None])))[there]
 
 
 def ordered(a: Tensor) -> Array:

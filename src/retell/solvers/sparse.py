@@ -10,6 +10,7 @@ stepped is float32.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -26,13 +27,15 @@ from retell.descend import Descent, Moments, Recipe, adamw, clip
 from retell.losses import MSE, Nested
 from retell.objective import at
 from retell.penalties import L0, L1, AuxK
-from retell.solvers.pairs import Block, ByUnit, Pairs, joined
+from retell.solvers.pairs import Block, ByUnit, Pairs, Sum, joined
 from retell.solvers.passes import breadth, with_ones
-from retell.spread import spread
+from retell.spread import Work, spread, threads
 
 __all__ = ["Sparse", "why_not"]
 
 CELLS = 3 * 2**20  # of the (rows, K) matrix that a thread holds
+ROWS = 1024
+UNITS = 1536
 
 
 def why_not(codec: Codec, recipe: Recipe, *, holes: bool) -> str:
@@ -78,23 +81,30 @@ class Sparse(Descent):
         assert decoder.bias is not None
         (K, D), like = encoder.own.shape, codec.centre
         self.dtype = torch.bfloat16 if rounded else like.dtype
-        block = like.new_zeros(4, K, breadth(D, self.dtype))  # value, gradient and moments of W, b beside it
+        block = like.new_zeros(3, K, breadth(D, self.dtype))  # value and moments of W, b beside it
         self._settle(encoder.own, block[:, :, :D])
         self._settle(encoder.bias, block[:, :, D])
-        self._settle(decoder.own, like.new_zeros(4, K, D).transpose(1, 2))
-        self.W, self.V = block[0], decoder.own.detach().T
+        self._settle(decoder.own, like.new_zeros(3, K, D).transpose(1, 2))
+        of_V = decoder.own.detach(), *self.moments[decoder.own][:2]
+        self.kinds = [[one, other.T] for one, other in zip(block, of_V, strict=True)]  # values and moments of W and V
+        self.steps = [self.moments[p].step for p in (encoder.own, decoder.own)]
+        self.W, self.V = self.kinds[0]
         self.low = self.W.to(self.dtype)
-        rest = [p for p in self.parameters.values() if p.grad is None]
-        for p in rest:
-            self._settle(p, torch.zeros(4, *p.shape).to(p))
-        V = [some.T for some in (decoder.own.detach(), _gradient_of(decoder.own), *self.moments[decoder.own][:2])]
-        steps = [self.moments[encoder.own].step, self.moments[decoder.own].step]
-        others = [[p.detach(), p.grad, *self.moments[p]] for p in rest]
-        self.stepped = [list(kind) for kind in zip([*block, steps[0]], [*V, steps[1]], *others, strict=True)]
-        self.W_gradient, self.V_gradient = block[1], V[1]
+        self.gradients: list[Tensor] = []  # all of W's and V's, where they are wanted before a step
+        if recipe.clip < math.inf:
+            self.gradients = [torch.zeros_like(self.W), torch.zeros_like(self.V)]
+            encoder.own.grad, encoder.bias.grad = self.gradients[0][:, :D], self.gradients[0][:, D]
+            decoder.own.grad = self.gradients[1].T
+        self.rest = [p for p in self.parameters.values() if p not in {encoder.own, encoder.bias, decoder.own}]
+        for p in self.rest:
+            self._settle(p, torch.zeros(3, *p.shape).to(p))
+            p.grad = torch.zeros_like(p)
         self.c, self.c_gradient = decoder.bias.detach(), _gradient_of(decoder.bias)
         self.most = max(64, CELLS // K)  # rows of a block
         self.blocks: list[Block] = []  # one a thread
+        # of a batch x: it as products read it; x̂ - x; for each prefix the sum of its own x̂ - x and those of larger ones
+        self.read = self.off = self.behind = torch.zeros(0)
+        self.sums: list[list[Sum]] = [[], []]  # what adds up to the gradients of W and of V
         self.guess = 0.0  # what BatchTopK's threshold will be above
 
     @property
@@ -103,11 +113,16 @@ class Sparse(Descent):
         return _part(self.codec.code_activation)
 
     def _settle(self, p: Any, views: Tensor) -> None:
-        """The parameter, its gradient and its moments in memory (4, ...) of ours."""
-        value, p.grad, mean, square = views
+        """The parameter and its moments in memory (3, ...) of ours."""
+        value, mean, square = views
         value.copy_(p.detach())
         p.data = value
         self.moments[p] = Moments(mean, square, torch.zeros((), device=p.device))
+
+    def one_epoch(self, x: Tensor, *, constant_rate: bool = False) -> dict[str, float]:
+        self.threads = torch.get_num_threads()
+        with threads(1):  # those of `spread` are all: torch's own would go on turning on a core that they need
+            return super().one_epoch(x, constant_rate=constant_rate)
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         super().load_state(state)
@@ -120,83 +135,127 @@ class Sparse(Descent):
 
     @torch.no_grad()
     def one_step(self, x: Tensor, noise: Generator, rate: float) -> list[Tensor]:  # noqa: ARG002
-        recipe, dictionary, gradient = self.recipe, self.V.T, self.V_gradient.T
         values = self._gradient(x)
-        recipe.constraint.tangent(dictionary, gradient)
-        parameters, gradients, *moments = self.stepped
-        clip(gradients, recipe.clip)
-        adamw(parameters, gradients, moments, rate, self.groups[0])
-        recipe.constraint.project(dictionary)
         self.revive(rate)
+        self._learn(rate)
         if self.dial:
             self.turn(*self.seen, x, rate)
-        self.low.copy_(self.W)
         self.step += 1
         return values
 
+    def _learn(self, rate: float) -> None:
+        """The step of each parameter; of units a few at a time, whose gradients no other memory need hold."""
+        recipe, like = self.recipe, self.kinds[0]
+        torch._foreach_add_([moments.step for moments in self.moments.values()], 1)
+
+        def start(*, write: bool, step: bool) -> Work:
+            memory = [some.new_empty(UNITS, some.shape[1]) for some in like] if step else []
+
+            def work(u: int, v: int) -> None:
+                gradients = [some[u:v] for some in self.gradients] or [some[: v - u] for some in memory]
+                if write:
+                    self._write(gradients, u, v)
+                if step:
+                    self._move(gradients, u, v, rate)
+
+            return work
+
+        def units(**what: bool) -> None:
+            spread(lambda: start(**what), len(self.V), UNITS, enough=1, most=self.threads)
+
+        if self.gradients:
+            units(write=True, step=False)
+            clip([*self.gradients, *(p.grad for p in self.rest)], recipe.clip)
+            units(write=False, step=True)
+        else:
+            units(write=True, step=True)
+        moments = [list(kind) for kind in zip(*(self.moments[p] for p in self.rest), strict=True)]
+        adamw([p.detach() for p in self.rest], [p.grad for p in self.rest], moments, rate, self.groups[0])
+
+    def _write(self, gradients: list[Tensor], u: int, v: int) -> None:
+        """The gradients of W and V at the units from u up to v."""
+        for gradient, sums in zip(gradients, self.sums, strict=True):
+            if len(sums) == 1:
+                gradient.copy_(sums[0].between(u, v))
+                continue
+            gradient.zero_()
+            for some in sums:
+                some.add_to(gradient, u, v)
+        self.recipe.constraint.tangent(self.V[u:v].T, gradients[1].T)
+
+    def _move(self, gradients: list[Tensor], u: int, v: int, rate: float) -> None:
+        """The step of W and V at the units from u up to v."""
+        values, *moments = [[some[u:v] for some in kind] for kind in self.kinds]
+        adamw(values, gradients, [*moments, self.steps], rate, self.groups[0])
+        self.recipe.constraint.project(values[1].T)
+        self.low[u:v].copy_(values[0])
+
     def _gradient(self, x: Tensor) -> list[Tensor]:
-        """Write the gradient of every parameter; the terms' values."""
+        """Write the gradients, those of W and V as sums that are left to do; the terms' values."""
         n, D = x.shape
-        read = with_ones(n, D, x, self.dtype)
-        read[:, :D] = x
-        found = self._found(read)
-        active, self.by_unit = found._replace(values=self._code(found)), ByUnit(found, len(self.V))
+        if len(self.read) != n:
+            self.read = with_ones(n, D, x, self.dtype)
+        found = self._found(x)
+        active = found._replace(values=self._code(found))
         on = active.values > 0
-        by_h, by_step = (torch.zeros_like(active.values) for _ in range(2))
         values: list[Tensor] = []
+        by_each = by_step = 0.0
         term: Any
         for coefficient, term in self.recipe.objective.summands:
             c = at(coefficient, self.step)
             if isinstance(term, L1):
                 values.append(c / n * active.values.sum())
-                by_h.add_(on, alpha=c / n)
+                by_each += c / n
             elif isinstance(term, L0):
                 values.append(c / n * on.sum(dtype=x.dtype))
                 by_step += c / n
             elif isinstance(term, AuxK):
                 values.append(x.new_zeros(()))
             else:
-                value, slope, d = self._loss(x, active, c, getattr(term, "prefixes", ()))
+                value, by_h = self._loss(x, active, c, getattr(term, "prefixes", ()))
                 values.append(value)
-                by_h += slope
-        self.W_gradient.copy_(self.by_unit.sums(read, by_h * on))
+        if by_each:
+            by_h.add_(on, alpha=by_each)
+        self.sums[0] = [self.by_unit.sum(self.read, by_h * on if isinstance(self.part, JumpReLU) else by_h)]
         for i, (coefficient, term) in enumerate(self.recipe.objective.summands):
             if isinstance(term, AuxK):
-                values[i] = self._revive(read, d, term, at(coefficient, self.step))
+                values[i] = self._revive(term, at(coefficient, self.step))
         self._observe(found, active, by_h, by_step)
         if self.dial:
-            self.seen = on.sum(), d
+            self.seen = on.sum(), self.off
         return values
 
-    def _found(self, read: Tensor) -> Pairs:
-        """Every pair of rows (n, D + 1) that may be active, its value a."""
-        n, threads = read.shape[0], torch.get_num_threads()
-        size = min(self.most, -(-n // threads))
-        if not self.blocks or len(self.blocks[0].cells) != size:
-            self.blocks = [Block(size, len(self.low), self.dtype) for _ in range(threads)]
-        find, parts, free = self._find(read), {}, iter(self.blocks)
+    def _found(self, x: Tensor) -> Pairs:
+        """Every pair of rows (n, D) that may be active, its value a; the rows as products read them are written."""
+        (n, D), read = x.shape, self.read
+        size = min(self.most, -(-n // self.threads))
+        if len(self.blocks) != self.threads or len(self.blocks[0].cells) != size:
+            self.blocks = [Block(size, len(self.low), self.dtype) for _ in range(self.threads)]
+        find, parts, free = self._find(x), {}, iter(self.blocks)
 
-        def start() -> Callable[[int, int], None]:
+        def start() -> Work:
             block = next(free)
 
             def work(i: int, j: int) -> None:
+                read[i:j, :D] = x[i:j]
                 parts[i] = find(block, torch.mm(read[i:j], self.low.T, out=block.cells[: j - i]))
 
             return work
 
-        spread(start, n, size, enough=1)
+        spread(start, n, size, enough=1, most=self.threads)
         found = joined([parts[i] for i in sorted(parts)])
         found = found._replace(values=found.values.to(self.V.dtype))
-        return self._of_batch(read, found) if isinstance(self.part, BatchTopK) else found
+        return self._of_batch(x, found) if isinstance(self.part, BatchTopK) else found
 
-    def _find(self, read: Tensor) -> Callable[[Block, Tensor], Pairs]:
+    def _find(self, x: Tensor) -> Callable[[Block, Tensor], Pairs]:
         """What finds the pairs of a block (n, K) of a."""
         part, tiny = self.part, torch.finfo(self.dtype).tiny
         if isinstance(part, TopK):
             return lambda block, a: block.largest(a, int(part.k))
         if isinstance(part, BatchTopK):
             if not self.guess:
-                a = read[: self.most] @ self.low.T
+                few = x[: self.most]
+                a = few.to(self.dtype) @ self.low[:, : x.shape[1]].T + self.low[:, x.shape[1]]
                 self.guess = float(a.float().flatten().kthvalue(a.numel() - int(part.k) * len(a) + 1).values) / 2
             return lambda block, a: block.above(a, a.new_full((1, 1), max(tiny, self.guess)))
         if isinstance(part, JumpReLU):
@@ -204,12 +263,12 @@ class Sparse(Descent):
             return lambda block, a: block.above(a, least)
         return lambda block, a: block.above(a, a.new_full((1, 1), tiny))
 
-    def _of_batch(self, read: Tensor, found: Pairs) -> Pairs:
+    def _of_batch(self, x: Tensor, found: Pairs) -> Pairs:
         """The pairs that are among the k N largest of the batch."""
-        wanted, values = int(self.part.k) * read.shape[0], found.values.numpy()
+        wanted, values = int(self.part.k) * len(x), found.values.numpy()
         if len(values) < wanted and self.guess > torch.finfo(self.dtype).tiny:
             self.guess = self.guess / 2 if self.guess > 1e-3 else torch.finfo(self.dtype).tiny
-            return self._found(read)
+            return self._found(x)
         least = np.partition(values, -wanted)[-wanted] if len(values) > wanted else values.min(initial=0.0)
         self.guess = 0.8 * float(least)
         return found.where(values >= least)
@@ -225,47 +284,67 @@ class Sparse(Descent):
         threshold: Tensor = self.squash.threshold.detach().clamp(min=0)
         return threshold[found.units]
 
-    def _loss(self, x: Tensor, active: Pairs, c: float, prefixes: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
-        """c L, its gradient by each h (M,), and x̂ - x; V's and the bias's are written.
+    def _loss(self, x: Tensor, active: Pairs, c: float, prefixes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """c L and its gradient by each h (M,); the bias's is written, V's among the sums.
 
         The units between two prefixes are in all reconstructions from the second on.
         """
         edges = list(pairwise([0, *sorted(prefixes), len(self.V)]))
-        inside = [_within(active.units, edge) for edge in edges] if prefixes else []
-        bands = [active.where(some) for some in inside] or [active]
-        scale, off, offs = 2 * c / (len(edges) * x.numel()), self.c - x, []
-        for band in bands:
-            off = band.decode(self.V).add_(off)
-            offs.append(off)
-        slope, behind = torch.empty_like(active.values), torch.zeros_like(x) if prefixes else off
-        for i in reversed(range(len(bands))):
-            band, behind = bands[i], behind + offs[i] if prefixes else off
-            slope[torch.from_numpy(inside[i]) if prefixes else slice(None)] = band.dots(behind, self.V)
-            units = ByUnit(band, len(self.V)) if prefixes else self.by_unit
-            sums = units.sums(behind.to(self.dtype), band.values)
-            torch.mul(sums[slice(*edges[i])], scale, out=self.V_gradient[slice(*edges[i])])
-        torch.mul(behind.sum(0), scale, out=self.c_gradient)
-        value = torch.stack([torch.dot(d.view(-1), d.view(-1)) for d in offs]).sum() * (scale / 2)
-        return value, slope.mul_(scale), off
+        scale = 2 * c / (len(edges) * x.numel())
+        by_h, h = (torch.empty_like(active.values) for _ in range(2))
+        if self.behind.shape != (len(edges), *x.shape):
+            self.behind = x.new_empty(len(edges), *x.shape, dtype=self.dtype)
+            self.off = torch.empty_like(x) if self.dial or self.recipe.objective.counts_idle else x[:0]
+        tallies: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def _revive(self, read: Tensor, d: Tensor, term: AuxK, c: float) -> Tensor:
-        """The value of AuxK; its gradients are added."""
-        dead = (self.codec.idle >= term.rows).nonzero().view(-1)
+        def work(i: int, j: int) -> None:
+            there, some = active.between(i, j)
+            inside = [_within(some.units, edge) for edge in edges] if prefixes else []
+            bands = [some.where(those) for those in inside] or [some]
+            offs = [self.c - x[i:j]]
+            for band in bands:
+                offs.append(band.decode(self.V).add_(offs[-1]))
+            so_far, slopes = torch.zeros(()), by_h[there]
+            for b in reversed(range(len(bands))):
+                so_far = offs[b + 1] if b + 1 == len(bands) else so_far + offs[b + 1]
+                slopes[torch.from_numpy(inside[b]) if prefixes else slice(None)] = bands[b].dots(so_far, self.V)
+                self.behind[b][i:j] = so_far
+            if len(self.off):
+                self.off[i:j] = offs[-1]
+            torch.mul(some.values, scale, out=h[there])
+            slopes.mul_(scale)
+            tallies[i] = torch.stack([torch.dot(off.view(-1), off.view(-1)) for off in offs[1:]]).sum(), so_far.sum(0)
+
+        def start() -> Work:
+            if next(alone, False):
+                self.by_unit = ByUnit(active, len(self.V))
+            return work
+
+        alone = iter([True])  # one thread sorts while others decode
+        spread(start, len(x), min(ROWS, -(-len(x) // self.threads)), enough=1, most=self.threads)
+        squares, by_bias = zip(*(tallies[i] for i in sorted(tallies)), strict=True)
+        torch.mul(torch.stack(by_bias).sum(0), scale, out=self.c_gradient)
+        self.sums[1] = [self.by_unit.sum(some, h, *edge) for some, edge in zip(self.behind, edges, strict=True)]
+        return torch.stack(squares).sum() * (scale / 2), by_h
+
+    def _revive(self, term: AuxK, c: float) -> Tensor:
+        """The value of AuxK; its gradients are among the sums."""
+        dead, d = (self.codec.idle >= term.rows).nonzero().view(-1), self.off
         if not len(dead):
             return d.new_zeros(())
         (n, D), k = d.shape, min(int(term.k), len(dead))
-        best = torch.topk(read @ self.low[dead].T, k, dim=1, sorted=False)
-        starts, rows = (torch.arange(some, dtype=torch.int32) for some in (n + 1, n))
-        z = Pairs(starts * k, rows.repeat_interleave(k), dead[best.indices].view(-1).int(), best.values.view(-1).to(d))
+        best = torch.topk(self.read @ self.low[dead].T, k, dim=1, sorted=False)
+        starts = torch.arange(n + 1, dtype=torch.int32) * k
+        z = Pairs(starts, dead[best.indices].view(-1).int(), best.values.view(-1).to(d))
         missed, scale = z.decode(self.V).add_(d), 2 * c / (n * D)
-        units = ByUnit(z, len(self.V))
-        self.V_gradient.add_(units.sums(missed.to(self.dtype), z.values), alpha=scale)
-        self.W_gradient.add_(units.sums(read, z.dots(missed, self.V) * scale))
+        by_unit = ByUnit(z, len(self.V))
+        self.sums[0].append(by_unit.sum(self.read, z.dots(missed, self.V) * scale))
+        self.sums[1].append(by_unit.sum(missed.to(self.dtype), z.values * scale))
         return torch.dot(missed.view(-1), missed.view(-1)) * (scale / 2)
 
-    def _observe(self, found: Pairs, active: Pairs, by_h: Tensor, by_step: Tensor) -> None:
+    def _observe(self, found: Pairs, active: Pairs, by_h: Tensor, by_step: float) -> None:
         """What the code learns and counts besides."""
-        K, n = len(self.V), len(active.starts) - 1
+        K, n, on = len(self.V), len(active.starts) - 1, active.values > 0
         if isinstance(self.part, JumpReLU):
             threshold, width = self._thresholds(found), self.part.bandwidth
             window = (found.values - threshold).abs() < width / 2
@@ -275,7 +354,7 @@ class Sparse(Descent):
             self.part.settle(active.values.min() if len(active.values) else None, self.squash)
         if self.counts_idle:
             self.codec.idle += n
-            self.codec.idle[active.units[active.values > 0].long()] = 0
+            self.codec.idle[torch.bincount(active.units, on, K) > 0] = 0
 
 
 def _gradient_of(p: Tensor) -> Tensor:
