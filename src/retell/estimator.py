@@ -413,7 +413,6 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         for epoch in stream.epochs(coming):
             if self.verbose:
                 print(epoch, file=sys.stderr)
-        stream.look_back()
         if self.verbose and training.limit is not None:
             print(f"max_norm={training.limit.multiple:g}: {training.left_out:,} rows are left out", file=sys.stderr)
         self._take(training, None)

@@ -63,9 +63,9 @@ def take(rows: Array, numbers: Array) -> Array:
     return some
 
 
-def spaced(numbers: Array, most: int) -> Array:
+def spaced(numbers: Array | range, most: int) -> Array:
     """At most so many of the numbers, evenly spaced, the first among them."""
-    return numbers[:: -(-len(numbers) // most)] if len(numbers) else numbers
+    return np.asarray(numbers[:: -(-len(numbers) // most)] if len(numbers) else numbers)
 
 
 def release(rows: Array, first: int = 0, end: int | None = None) -> None:
