@@ -71,7 +71,7 @@ class Moments:
         products : dtype
             float64, or float32: half the time, and S right to some 1e-8 of its largest eigenvalue.
         every : int, default=1
-            S has the correlations of every so-manieth row, and the variances of all.
+            Of so many rows one is enough for the correlations in S; its variances are of all.
 
         Raises
         ------
@@ -94,10 +94,10 @@ class Moments:
             here = slice(*np.searchsorted(keep, [start, start + len(block)]))
             kept[here] = block[keep[here] - start]
         mean, spread, S = sums.moments() if sound else (*robust_moments(rows), None)
-        if sound and covariance and not whole:
-            S = _with_variances(some.moments()[2], spread**2)
         if sound and not sums.safe(spread):
             mean, spread, S = *robust_moments(rows), None
+        elif sound and covariance and not whole:
+            S = _with_variances(some.moments()[2], spread**2)
         return cls(mean, spread, low, high, S, holes, kept)
 
     def scaled(self, rows: Array, scaling: Scaling) -> Array:
