@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from retell.rows.blocks import SCATTERED, in_memory, release
 from retell.rows.mapped import KINDS, Mapped, map_npy, map_npz, map_safetensors
@@ -92,10 +93,15 @@ class Shards:
         """Numbers as they are stored, as those of `dtype`."""
         if self.kind == "bfloat16":  # the upper half of a float32
             return (raw.astype(np.uint32) << 16).view(np.float32)
+        if self.kind == "float16":  # torch's conversion takes a third of the time of NumPy's
+            return torch.from_numpy(raw).float().numpy()
         return raw.astype(self.dtype, copy=False)
 
     def write(self, raw: Array, place: Array) -> None:
         """Numbers as they are stored, to a place of another type."""
+        if self.kind == "float16":
+            torch.from_numpy(place).copy_(torch.from_numpy(raw))
+            return
         for i in range(0, len(raw), FEW):
             some = raw[i : i + FEW]
             place[i : i + FEW] = self.wide(some) if self.kind == "bfloat16" else some
