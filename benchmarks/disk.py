@@ -27,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +52,14 @@ class Enough(Exception):
 def write(folder: Path, gigabytes: float) -> int:
     """The shards; how many bytes they are."""
     rng = np.random.default_rng(0)
-    mix = (rng.normal(size=(64, D)) / 8).astype(np.float32)
+    mix = np.linspace(2, 0.5, 64, dtype=np.float32)[:, None] * (rng.normal(size=(64, D)) / 8).astype(np.float32)
     n_rows, total = int(gigabytes * 1e9 / 2 / D), 0
+    room = [np.empty((min(SHARD, n_rows), width), np.float32) for width in (64, D, D)]
     for number, start in enumerate(range(0, n_rows, SHARD)):
-        z = rng.standard_normal((min(SHARD, n_rows - start), 64), dtype=np.float32)
-        rows = z * np.linspace(2, 0.5, 64, dtype=np.float32) @ mix
-        rows += 0.3 * rng.standard_normal(rows.shape, dtype=np.float32) + np.float32(1)
+        z, rows, noise = (some[: n_rows - start] for some in room)
+        np.matmul(rng.standard_normal(out=z, dtype=np.float32), mix, out=rows)
+        rows += np.multiply(rng.standard_normal(out=noise, dtype=np.float32), np.float32(0.3), out=noise)
+        rows += np.float32(1)
         path = folder / f"part{number}.npy"
         np.save(path, rows.astype(np.float16))
         with path.open("rb") as file:
@@ -69,33 +71,33 @@ def write(folder: Path, gigabytes: float) -> int:
 def child(way: str, folder: Path, part: float, seconds: float) -> None:
     """Steps in this process, until the seconds are over."""
     from retell import Autoencoder
-    from retell.descend import Descent
+    from retell.solvers.sparse import Sparse
 
     X: Any = folder if way == "disk" else first_shards(folder, part)
     told = {"rows": 0, "seconds": 0.0}
-    real, begun = Descent._batches, time.perf_counter()
+    step, begun = Sparse.one_step, time.perf_counter()
 
-    def batches(self: Descent, x: Any) -> Iterator[Any]:
-        if "first step" not in told and way == "disk":
-            forget(folder)
-        for rows in real(self, x):
-            now = time.perf_counter()
-            told.setdefault("first step", now - begun)
-            told["steps"] = told.get("steps", -1) + 1
-            if told["steps"] == WARM:
-                told["start"], told["read"] = now, -read_bytes()
-            if told["steps"] > WARM:
-                told["rows"] += BATCH
-                told["seconds"] = now - told["start"]
-                if told["seconds"] > seconds:
-                    raise Enough
-            yield rows
+    def timed(self: Sparse, x: Any, noise: Any, rate: float) -> Any:
+        now = time.perf_counter()
+        if "first step" not in told:
+            told["first step"] = now - begun
+            if way == "disk":
+                forget(folder)
+        if self.step == WARM:
+            told["start"], told["read"] = now, -read_bytes()
+        if self.step > WARM:
+            told["rows"] += last[0]
+            told["seconds"] = now - told["start"]
+            if told["seconds"] > seconds:
+                raise Enough
+        last[0] = len(x)
+        return step(self, x, noise, rate)
 
-    Descent._batches = batches
-    try:
+    last = [0]
+    Sparse.one_step = timed
+    with suppress(Enough):  # rows in memory may come to an end of all epochs before
         Autoencoder(K, **SETTINGS, early_stopping=False).fit(X)
-    except Enough:
-        told["read"] += read_bytes()
+    told["read"] += read_bytes()
     print(json.dumps(told))
 
 

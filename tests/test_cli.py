@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_array
 
 import retell
 from retell.__main__ import main
 from retell.options import Options, given, literal
+from retell.rows.codes import write_codes
 from retell.rows.files import read_rows, write_rows
 from retell.settings import Settings
 
@@ -224,6 +226,7 @@ ERRORS = {
     "output is there": (2, "encode m x.csv -o x.npy"),
     "no folder": (2, "encode m x.csv -o nowhere/x.npy"),
     "unknown suffix": (2, "encode m x.csv -o x.xls"),
+    "sparse codes as text": (2, "encode m x.csv --sparse -o x2.csv"),
     "nothing to resume": (2, "fit --resume nowhere"),
     "unknown part": (2, "fit x.csv -o new --objective MSE()+Magic()"),
     "K = 0": (2, "fit x.csv -o new --n-components 0"),
@@ -245,6 +248,8 @@ ERRORS = {
     "wrong names": (3, "encode m names.csv -o new.npy"),
     "too few rows to diagnose": (3, "diagnose m one.npy"),
     "codes of the wrong width": (3, "decode m narrow.npy -o new.npy"),
+    "sparse codes for rows": (3, "encode m sparse.npz -o new.npy"),
+    "sparse codes of the wrong width": (3, "decode m sparse.npz -o new.npy"),
     "model missing": (4, "encode nothing x.csv -o new.npy"),
     "model missing, to diagnose": (4, "diagnose nothing x.csv"),
     "model is a file": (4, "info x.csv"),
@@ -263,6 +268,7 @@ def bad(shop: Path, rows: Any) -> None:
               "cube": rows[None], "complex": rows + 1j, "narrow": rows[:, :3]}  # fmt: skip
     for name, array in arrays.items():
         np.save(shop / f"{name}.npy", array)
+    write_codes(shop / "sparse.npz", csr_array(rows))
     text = (shop / "m" / "model.toml").read_text()
     for name, old, new in [("edited", "K", "k"), ("newer", "format = 1", "format = 9")]:
         (shop / name).mkdir()

@@ -10,10 +10,13 @@ import scipy.sparse as sp
 import torch
 
 from retell import Autoencoder, load, record
+from retell.__main__ import main
 from retell.codec import Codec
 from retell.density import WIDE, Density, Tally
 from retell.inference import ROOM, Inference
 from retell.networks import mirror, mlp
+from retell.rows.codes import read_codes, write_codes
+from retell.rows.files import read_rows
 from retell.seeds import generator
 
 D = 12
@@ -189,6 +192,85 @@ def test_dense_codes_are_never_held(rows, tmp_path):
     assert done.returncode == 0, done.stderr
     added = [float(line) for line in done.stdout.split()]
     assert max(added) < 60, f"{added} MB beside dense codes of 640 MB"
+
+
+# ------------------------------------------------------------------ codes on disk
+
+
+def coded(folder, model, rows, *flags):
+    """The command line's codes of rows, and what it decodes them to."""
+    model.save(folder / "model")
+    np.save(folder / "x.npy", rows)
+    it, x, h, y = (str(folder / name) for name in ("model", "x.npy", "h.npz", "y.npy"))
+    assert main(["encode", it, x, "-o", h, "-q", *flags]) == 0
+    assert main(["decode", it, h, "-o", y, "-q"]) == 0
+    return np.load(y)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_command_line_writes_and_reads_sparse_codes(model, rows, tmp_path, dtype):
+    x = rows[:500].astype(dtype)
+    decoded = coded(tmp_path, model, x, "--sparse")
+    H = sp.load_npz(tmp_path / "h.npz")
+    assert H.format == "csr"
+    assert H.dtype == dtype
+    np.testing.assert_array_equal(H.toarray(), model.transform(x))
+    np.testing.assert_array_equal(decoded, model.inverse_transform(H))
+    np.testing.assert_array_equal(decoded, model.inverse_transform(tmp_path / "h.npz"))
+    held = H.data.nbytes + H.indices.nbytes + H.indptr.nbytes
+    assert held < os.path.getsize(tmp_path / "h.npz") < held + 2000
+
+
+def test_dense_codes_are_written_whole(model, rows, tmp_path):
+    decoded = coded(tmp_path, model, rows[:50])
+    np.testing.assert_array_equal(np.load(tmp_path / "h.npz")["X"], model.transform(rows[:50]))
+    np.testing.assert_array_equal(decoded, model.inverse_transform(model.transform(rows[:50])))
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("kind", [sp.csr_array, sp.csr_matrix])
+def test_codes_that_scipy_writes_are_read(tmp_path, kind, compressed):
+    H = kind(np.diag([1.0, 0.0, 2.0]))
+    sp.save_npz(tmp_path / "h.npz", H, compressed=compressed)
+    found = read_codes(tmp_path / "h.npz")
+    assert isinstance(found, sp.csr_array)
+    np.testing.assert_array_equal(found.toarray(), H.toarray())
+
+
+def test_damaged_codes_are_refused(tmp_path):
+    """What decodes trusts their numbers: a unit that is not there would be read from beyond the dictionary."""
+    H = sp.csr_array(np.eye(4, 6))
+    fine = {"format": b"csr", "shape": H.shape, "data": H.data, "indices": H.indices, "indptr": H.indptr}
+    for change, words in (
+        ({"indices": np.array([0, 1, 2, 6])}, "indices"),
+        ({"indices": np.array([0, 1, 2, -1])}, "indices"),
+        ({"indptr": np.array([0, 1, 9, 3, 4])}, "ind"),
+        ({"indptr": np.array([0, 1])}, "ind"),
+        ({"format": b"magic"}, "magic"),
+        ({"data": np.array([None] * 4)}, "allow_pickle"),
+    ):
+        np.savez(tmp_path / "h.npz", **(fine | change))
+        with pytest.raises(ValueError, match=words) as error:
+            read_codes(tmp_path / "h.npz")
+        assert "h.npz" in str(error.value)
+    sp.save_npz(tmp_path / "h.npz", sp.csc_array(H))
+    with pytest.raises(ValueError, match=r"h\.npz .* 'csc': compressed rows were expected"):
+        read_codes(tmp_path / "h.npz")
+    np.savez(tmp_path / "h.npz", **{name: value for name, value in fine.items() if name != "indices"})
+    with pytest.raises(ValueError, match="indices"):
+        read_codes(tmp_path / "h.npz")
+    (tmp_path / "h.npz").write_text("no zip")
+    with pytest.raises(ValueError, match=r"h\.npz"):
+        read_codes(tmp_path / "h.npz")
+
+
+def test_sparse_codes_are_no_rows_and_go_to_npz(tmp_path):
+    write_codes(tmp_path / "h.npz", sp.csr_array(np.eye(D)))
+    with pytest.raises(ValueError, match="holds a sparse matrix"):
+        read_rows(tmp_path / "h.npz")
+    with pytest.raises(ValueError, match=r"written to \.npz"):
+        write_codes(tmp_path / "h.npy", sp.csr_array(np.eye(D)))
+    assert [path.name for path in tmp_path.iterdir()] == ["h.npz"]
 
 
 # ------------------------------------------------------------------ their density

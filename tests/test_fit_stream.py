@@ -69,6 +69,24 @@ def test_each_row_is_trained_on_once(small_pool, steps, settings, early_stopping
     assert model.n_iter_ == len(model.loss_curve_) > 0
 
 
+@pytest.mark.parametrize("early_stopping", [False, True])
+@pytest.mark.parametrize("n_rows", [None, 2000])
+def test_a_threshold_is_settled_on_rows_when_the_stream_has_ended(small_pool, early_stopping, n_rows):
+    """Not left at a mean over batches of a net that has changed since, which makes 3.4 to 3.7 of 3 units active."""
+    rows, others = draw(2000), draw(4000, seed=5)
+    settings = SPARSE | {"code_activation": "BatchTopK(3)", "early_stopping": early_stopping}
+    model = Autoencoder(**settings).fit_stream(batches(rows), n_rows=n_rows)
+    assert (model.transform(others) > 0).sum(1).mean() == pytest.approx(3, rel=0.05)
+
+
+def test_a_target_is_settled_when_the_stream_has_ended(small_pool):
+    rows, others = draw(12_000), draw(4000, seed=5)
+    settings = SPARSE | {"code_activation": "BatchTopK(5)", "target_l0": 3.0}
+    model = Autoencoder(**settings).fit_stream(batches(rows), n_rows=12_000)
+    assert (model.transform(others) > 0).sum(1).mean() == pytest.approx(3, rel=0.05)
+    assert "target_l0=3" in model.dialled_
+
+
 @pytest.mark.parametrize("settings", [SPARSE, NET], ids=["sparse", "net"])
 @pytest.mark.parametrize("known", [False, True])
 def test_a_stream_makes_the_model_of_a_fit(small_pool, settings, known):

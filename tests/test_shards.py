@@ -1,8 +1,10 @@
 """Rows of a folder of files: the same model as from memory, in an order that a disk can give."""
 
+import os
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -283,9 +285,9 @@ class Read:
     def __init__(self, monkeypatch):
         self.places, real = [], Shards.raw
 
-        def raw(shards, numbers, out=None):
+        def raw(shards, numbers, out=None, **how):
             self.places.append(numbers if shards.numbers is None else shards.numbers[numbers])
-            return real(shards, numbers, out)
+            return real(shards, numbers, out, **how)
 
         monkeypatch.setattr(Shards, "raw", raw)
 
@@ -299,6 +301,26 @@ def test_a_fit_from_disk_reads_runs(tmp_path, small_pools, monkeypatch):
     next(epochs)
     assert all((np.diff(places) == 1).all() for places in read.places[before:])
     assert sorted(np.concatenate(read.places[before:])) == list(range(1000))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells how much came from the disk")
+def test_a_chunk_is_all_that_is_read_of_a_file(tmp_path):
+    """What a disk reads on by itself would be read for nothing: the next chunk lies elsewhere."""
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).integers(0, 9, (2**16, 128)).astype(np.float16))
+    with (tmp_path / "x.npy").open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    rows, whole = open_folder(tmp_path), np.load(tmp_path / "x.npy", mmap_mode="r")
+
+    def read():
+        lines = Path("/proc/self/io").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("read_bytes"))
+
+    before, numbers = read(), np.arange(5000, 9000)
+    some = rows.raw(numbers, on=False)
+    assert read() - before < 1.25 * some.nbytes
+    np.testing.assert_array_equal(some, whole[numbers])
+    np.testing.assert_array_equal(rows.raw(numbers), some)
 
 
 def test_whole_runs_are_held_out(tmp_path, small_pools):
@@ -340,7 +362,7 @@ def test_what_fails_while_reading_ahead_is_told(tmp_path, small_pools, monkeypat
     folder_of(tmp_path / "x", draw(1000))
     epochs, real = Autoencoder(3, **NET).fit_epochs(tmp_path / "x"), Descent.one_step
 
-    def fails(*_):
+    def fails(*_, **__):
         raise OSError("the disk is gone")
 
     def step(self, *given):

@@ -63,6 +63,20 @@ def test_moments_are_numpys(small_blocks, dtype):
     assert not found.holes
 
 
+@pytest.mark.parametrize("every", [7, 250])
+def test_correlations_of_some_rows_with_the_variances_of_all(small_blocks, every):
+    rows = draw(30_000)
+    rows[:, 3], rows[:, 5] = 7.0, 0.0
+    rows[1, 5] = 1.0  # constant in the rows that are looked at
+    found, whole = (Moments.of(rows, np.arange(0), every=some) for some in (every, 1))
+    np.testing.assert_allclose(found.mean, whole.mean, rtol=1e-12)
+    np.testing.assert_allclose(found.spread, whole.spread, rtol=1e-9)
+    np.testing.assert_allclose(np.diag(found.S), whole.spread**2, rtol=1e-9)
+    varied = [i for i in range(12) if i not in (3, 5)]
+    some = np.corrcoef(rows[::every, varied].T)
+    np.testing.assert_allclose(found.S[varied][:, varied] / np.outer(*[found.spread[varied]] * 2), some, atol=1e-9)
+
+
 def test_products_in_float32_are_right_to_their_digits(small_blocks):
     rows = draw(dtype=np.float32) + np.float32(3)
     rows[:, 5] = np.sort(rows[:, 5]) * 50
@@ -72,9 +86,10 @@ def test_products_in_float32_are_right_to_their_digits(small_blocks):
 
 
 @pytest.mark.parametrize("power", [-310, -200, -30, 30, 150, 300])
-def test_moments_of_extreme_values(small_blocks, power):
-    rows = draw() * 10.0**power
-    found = Moments.of(rows, np.arange(0))
+@pytest.mark.parametrize("every", [1, 2])
+def test_moments_of_extreme_values(small_blocks, power, every):
+    rows = np.repeat(draw(), every, axis=0) * 10.0**power
+    found = Moments.of(rows, np.arange(0), every=every)
     with np.errstate(all="ignore"):
         scaling = Scaling(found.mean, found.spread, np.zeros(12))
     expected = np.corrcoef(draw().T)
@@ -294,6 +309,37 @@ def test_randomised_axes_are_within_one_percent_of_pca():
     assert total - found <= 1.01 * (total - (best**2).sum())
     np.testing.assert_allclose(ours.axes.T @ ours.axes, np.eye(k), atol=1e-12)
     np.testing.assert_allclose(ours.images, np.cov(x.T, bias=True) @ ours.axes, atol=1e-10)
+
+
+SPARSE = {"code_activation": "TopK(4)", "max_iter": 1, "hidden_layer_sizes": (), "random_state": 0}
+
+
+@pytest.mark.parametrize(
+    ("settings", "some"),
+    [({**SPARSE, "n_components": 320}, True), ({**SPARSE, "n_components": 20}, False), ({"n_components": 20}, False),
+     ({"n_components": 0.9}, False), ({**SPARSE, "n_components": 0.99, "code_activation": "TopK(1)"}, False)],
+    ids=["wide and sparse", "sparse", "linear", "share", "sparse share"],
+)  # fmt: skip
+def test_a_covariance_of_some_rows_where_only_factors_are_made_of_it(monkeypatch, settings, some):
+    rows = draw(4000, 3) @ draw(3, 300) + 0.3 * draw(4000, 300, seed=1)
+    asked, real = [], Moments.of.__func__
+    monkeypatch.setattr("retell.survey.SAMPLE", 1000)
+    monkeypatch.setattr(
+        Moments, "of", classmethod(lambda cls, *a, **k: asked.append(k.get("every")) or real(cls, *a, **k))
+    )
+    model = Autoencoder(**{"hidden_layer_sizes": (), "random_state": 0, **settings}).fit(rows)
+    assert asked == [4 if some else 1]
+    monkeypatch.setattr("retell.survey.SAMPLE", 10**9)
+    whole = Autoencoder(**{"hidden_layer_sizes": (), "random_state": 0, **settings}).fit(rows)
+    np.testing.assert_array_equal(model.components_, whole.components_)
+    assert model.pca_score_ == whole.pca_score_
+    if some:
+        assert model.pca_score_ == 1
+        x = model.scaling_.to(rows) - model.scaling_.centre
+        holed = np.where(np.random.default_rng(0).random(x.shape) < 0.1, np.nan, x)
+        errors = [np.square(one._factors.complete(holed) - x).mean() for one in (model, whole)]
+        assert errors[0] <= 1.05 * errors[1]
+        assert errors[1] < 0.1 * np.square(x).mean()
 
 
 def test_many_columns_are_fitted_without_their_covariance(monkeypatch):

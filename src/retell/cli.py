@@ -27,6 +27,7 @@ __all__ = ["app"]
 ROWS = "Rows: .npy, .npz, .safetensors, .csv, .parquet; a folder of the first three. NaN or an empty cell is unseen."
 
 Data = Annotated[Path, Parameter(help=ROWS)]
+Codes = Annotated[Path, Parameter(help="Codes, as rows; or sparse ones in a .npz, as encode --sparse writes them.")]
 Folder = Annotated[Path, Parameter(help="A model folder.")]
 Output = Annotated[
     Path, Parameter(name=["--output", "-o"], help="File to write: .npy, .npz, .safetensors, .csv or .parquet.")
@@ -88,23 +89,43 @@ def fit(
 
 
 @app.command(sort_key=1)
-def encode(model: Folder, data: Data, /, *, output: Output, force: Force = False, quiet: Quiet = False) -> None:
+def encode(
+    model: Folder,
+    data: Data,
+    /,
+    *,
+    output: Output,
+    sparse: Annotated[
+        bool,
+        Parameter(
+            negative=(),
+            show_default=False,
+            help="Write only what is not zero, to a .npz that scipy.sparse.load_npz and decode read.",
+        ),
+    ] = False,
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
     """Write the codes of the rows of DATA."""
 
     def codes(autoencoder: Autoencoder, rows: Any, out: Any) -> Any:
-        return autoencoder.transform(rows, out=out)
+        return autoencoder.transform(rows, out=out, sparse_output=sparse)
 
-    _apply(model, data, output, codes, lambda it: list(it.get_feature_names_out()), force=force, quiet=quiet)
+    def names(autoencoder: Autoencoder) -> Sequence[str]:
+        return list(autoencoder.get_feature_names_out())
+
+    _apply(model, data, output, codes, names, sparse=sparse, force=force, quiet=quiet)
 
 
 @app.command(sort_key=2)
-def decode(model: Folder, codes: Data, /, *, output: Output, force: Force = False, quiet: Quiet = False) -> None:
+def decode(model: Folder, codes: Codes, /, *, output: Output, force: Force = False, quiet: Quiet = False) -> None:
     """Write the rows that CODES stand for."""
+    from retell.rows.codes import read_codes
 
     def rows(autoencoder: Autoencoder, codes: Any, out: Any) -> Any:
         return autoencoder.inverse_transform(codes, out=out)
 
-    _apply(model, codes, output, rows, _column_names, force=force, quiet=quiet)
+    _apply(model, codes, output, rows, _column_names, read=read_codes, force=force, quiet=quiet)
 
 
 @app.command(sort_key=3)
@@ -281,24 +302,31 @@ def _apply(
     work: Callable[[Autoencoder, Any, Any], Any],
     names: Callable[[Autoencoder], Sequence[str]],
     *,
+    read: Callable[[Path], Any] | None = None,
+    sparse: bool = False,
     force: bool,
     quiet: bool,
 ) -> None:
-    """From a file of rows, through a model, to another file."""
+    """From a file of rows, or of what `read` reads, through a model, to another file."""
+    from retell.rows.codes import check_sparse, write_codes
     from retell.rows.files import check_suffix, read_rows, write_rows
 
     with blame(USAGE):
         check_suffix(output)
+        if sparse:
+            check_sparse(output)
     check_output(output, force=force)
     if output.is_dir():
         raise Failure(USAGE, f"{output} is a folder: choose another name")
     it = _load(model)
     with blame(BAD_DATA):
-        rows = read_rows(data)
+        rows = (read or read_rows)(data)
     room = _room(output, rows, len(names(it)))
     with blame(BAD_DATA), room as out:
         made = work(it, rows, out)
-    if out is None:
+    if sparse:
+        write_codes(output, made)
+    elif out is None:
         write_rows(output, made, names(it))
     if not quiet:
         print(f"{output}: {' x '.join(f'{n:,}' for n in made.shape)}", file=sys.stderr)
@@ -312,7 +340,7 @@ def _room(output: Path, rows: Any, width: int) -> AbstractContextManager[Any]:
     matrix = kind in ("float16", "float32", "float64") and rows.ndim == 2
     if not matrix or output.suffix.lower() != ".npy" or width == 1:
         return nullcontext()
-    return room_for(output, (len(rows), width), "float64" if kind == "float64" else "float32")
+    return room_for(output, (rows.shape[0], width), "float64" if kind == "float64" else "float32")
 
 
 def _computed(model: Path, data: Path, work: Callable[[Autoencoder, Any], Any]) -> tuple[Autoencoder, Any]:

@@ -29,6 +29,7 @@ from retell.reader import Reader
 from retell.record import record
 from retell.rows.arrays import check_finite, check_kinds, check_support, unmasked
 from retell.rows.blocks import POOL, blocks, release
+from retell.rows.codes import read_codes
 from retell.rows.files import read_rows
 from retell.rows.massive import Limit
 from retell.rows.shards import Shards
@@ -413,7 +414,6 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         for epoch in stream.epochs(coming):
             if self.verbose:
                 print(epoch, file=sys.stderr)
-        stream.look_back()
         if self.verbose and training.limit is not None:
             print(f"max_norm={training.limit.multiple:g}: {training.left_out:,} rows are left out", file=sys.stderr)
         self._take(training, None)
@@ -465,15 +465,16 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         Parameters
         ----------
         H : array or frame of shape (N, K), or any of scipy.sparse, or path
+            Of a file as in `fit`, or one of compressed rows that `scipy.sparse.save_npz` has written.
         out : ndarray of shape (N, D), optional
             As in `transform`.
         """
         self._check_fitted()
+        H = read_codes(H) if isinstance(H, str | os.PathLike) else H
         few = as_csr(H, self.n_components_)
         if few is not None:
             assert_all_finite(few.data, input_name="H")
             return self._reader.inverse_sparse(few, _room(out, (few.shape[0], self.n_features_in_), few.data))
-        H = read_rows(H) if isinstance(H, str | os.PathLike) else H
         check_kinds(H)
         if not isinstance(H, Shards):
             H = check_array(H, dtype=(np.float64, np.float32), order="C", ensure_all_finite=False, input_name="H")

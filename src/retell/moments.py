@@ -54,7 +54,7 @@ class Moments:
     @classmethod
     def of(
         cls, rows: Array, keep: Array, names: Any = None, *, covariance: bool = True, extent: bool = True,
-        products: npt.DTypeLike = np.float64,
+        products: npt.DTypeLike = np.float64, every: int = 1,
     ) -> Moments:  # fmt: skip
         """Read the rows once; three times more where they have holes, or values whose squares overflow.
 
@@ -70,6 +70,8 @@ class Moments:
             Whether S, and the range, are wanted.
         products : dtype
             float64, or float32: half the time, and S right to some 1e-8 of its largest eigenvalue.
+        every : int, default=1
+            Of so many rows one is enough for the correlations in S; its variances are of all.
 
         Raises
         ------
@@ -77,20 +79,25 @@ class Moments:
             If a cell is infinite.
         """
         width, holes, sound = rows.shape[1], False, True
-        sums = _Sums(width, products, covariance=covariance)
+        whole = covariance and every == 1
+        sums, some = _Sums(width, products, covariance=whole), _Sums(width, products)
         kept, low, high = np.empty((len(keep), width), rows.dtype), np.full(width, np.nan), np.full(width, np.nan)
         for start, block in blocks(rows, rows_a_block(width) * 8 // np.dtype(products).itemsize):
             sound = sound and sums.add(block)
+            if sound and covariance and not whole:
+                some.add(block[-start % every :: every])
             if not sound:
                 check_finite(block, names, first=start)
                 holes = holes or bool(np.isnan(block).any())
             if extent:
                 low, high = np.fmin(low, np.fmin.reduce(block, 0)), np.fmax(high, np.fmax.reduce(block, 0))
-            some = slice(*np.searchsorted(keep, [start, start + len(block)]))
-            kept[some] = block[keep[some] - start]
+            here = slice(*np.searchsorted(keep, [start, start + len(block)]))
+            kept[here] = block[keep[here] - start]
         mean, spread, S = sums.moments() if sound else (*robust_moments(rows), None)
         if sound and not sums.safe(spread):
             mean, spread, S = *robust_moments(rows), None
+        elif sound and covariance and not whole:
+            S = _with_variances(some.moments()[2], spread**2)
         return cls(mean, spread, low, high, S, holes, kept)
 
     def scaled(self, rows: Array, scaling: Scaling) -> Array:
@@ -133,6 +140,8 @@ class _Sums:
 
     def add(self, block: Array) -> bool:
         """Add rows (n, D); False, with sums that are of no use, if a value or a sum is not finite."""
+        if not len(block):
+            return True
         with np.errstate(over="ignore", invalid="ignore"):
             mean = block.mean(0, dtype=float)
             if not np.isfinite(mean).all():
@@ -189,3 +198,12 @@ class _Sums:
             self.within = dsyrk(1.0, x.T, beta=1.0, c=self.within, overwrite_c=1, lower=1)
         else:
             self.within += ssyrk(1.0, x.T, lower=1)
+
+
+def _with_variances(S: Array | None, variances: Array) -> Array:
+    """A covariance (D, D) with the same correlations and these variances (D,)."""
+    assert S is not None
+    root = np.sqrt(variances / np.where(np.diag(S) > 0, np.diag(S), 1.0))
+    S = S * np.outer(root, root)
+    S[np.diag_indices_from(S)] = variances
+    return S

@@ -200,7 +200,7 @@ def _fill(codec: Codec, settings: Settings, parts: Parts, seen: Survey, seed: in
 
 def _judges(held_out: Array, rows: Array) -> Array:
     """Numbers of the rows that judge: held out, or of all where none are."""
-    return spaced(held_out if len(held_out) else np.arange(len(rows)), enough(rows.shape[1]))
+    return spaced(held_out if len(held_out) else range(len(rows)), enough(rows.shape[1]))
 
 
 def _settled(parts: Parts, settings: Settings, widths: Widths) -> Parts:

@@ -112,7 +112,7 @@ def _of_covariance(training: Training) -> _Account:
 def _of_rows(plan: Plan) -> _Account:
     """The rows that judge, and evenly spaced ones, through the codec."""
     codec, seen, how = plan.codec, plan.survey, plan.settings.inference
-    some = np.union1d(spaced(np.arange(len(seen.rows)), enough(seen.rows.shape[1])), seen.judged)
+    some = np.union1d(spaced(range(len(seen.rows)), enough(seen.rows.shape[1])), seen.judged)
     x = seen.scaling.to(take(seen.rows, some))
     x_hat, codes = _through(plan, x, "encoder")
     codec.rms.copy_(torch.from_numpy(np.sqrt(codes.mean_square + torch.finfo(codec.rms.dtype).eps)))

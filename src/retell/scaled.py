@@ -100,9 +100,9 @@ class Rows:
         rows = self.rows if isinstance(self.rows, Shards) else Shards.of(self.rows)
         a_row, draw = rows.nbytes // len(rows), generator(seed, ORDER, epoch)
         size = max(1, CHUNK // a_row)
-        numbers, chunk = np.arange(len(rows)) if self.numbers is None else self.numbers, rows.room(size)
+        numbers, chunk = range(len(rows)) if self.numbers is None else self.numbers, rows.room(size)
         order = torch.randperm(-(-len(self) // size), generator=draw).tolist()
-        chunks = (rows.raw(numbers[i * size : (i + 1) * size], chunk) for i in order)
+        chunks = (rows.raw(np.asarray(numbers[i * size : (i + 1) * size]), chunk, on=False) for i in order)
         some = shuffled(chunks, max(size, POOL // a_row), draw)
         room = torch.empty(2, max(sizes), self.shape[1], dtype=self._work)
         for x in recut(some, sizes, room.numpy(), rows.write):

@@ -70,8 +70,10 @@ class Streaming:
         if self.filled and not self._diverged:
             yield self._train(self.section[: self.filled])
         self.descent.restore_best()
+        self._look_back()
+        self.training.settle()
 
-    def look_back(self) -> None:
+    def _look_back(self) -> None:
         """Let the record be of the rows that judge and of those that came last."""
         seen, last = self.plan.survey, self.pool.rows
         some = last[spaced(np.arange(len(last)), enough(last.shape[1]))].astype(seen.kept.dtype)

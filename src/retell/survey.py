@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from retell import auto
+from retell.activations import Identity
 from retell.corruptions import Mask
-from retell.factors import Factors
+from retell.factors import MANY, Factors
 from retell.metrics import explained_variance, share
 from retell.moments import Moments
 from retell.rows.arrays import check_support
@@ -31,6 +32,7 @@ Array = npt.NDArray[Any]
 MOST_FACTORS = 32  # a row's posterior is a matrix of as many rows and columns
 WIDE = 4096  # columns up to which their covariance is held
 LONG = 2**30  # products of two cells from which on float32 saves time that can be felt
+SAMPLE = 2**16  # rows that are enough for a covariance of which factors are made, and nothing else
 RESOLVED = 1e-2  # of the largest eigenvalue: what float32 products give to six digits
 
 
@@ -83,6 +85,8 @@ class Survey:
 
     def pca_score(self, n_units: int) -> float:
         """R² on the rows that judge of PCA with so many components, fitted to all rows."""
+        if self.spectrum.axes.shape[1] < min(n_units, self.rows.shape[1]):  # not looked for: all columns leave nothing
+            return share(0.0, self.variation)
         axes, x, centre = self.spectrum.axes[:, :n_units], self.x_judged, self.scaling.centre
         if self.holes:
             return explained_variance(x, times(times(np.nan_to_num(x - centre), axes), axes.T) + centre)
@@ -98,7 +102,8 @@ def survey(
     """Look at the rows.
 
     Once, where they have no holes; once more if float32 products turn out to be too coarse, and four times more
-    for randomised axes where there are more than 4,096 columns.
+    for randomised axes where there are more than 4,096 columns. Where neither start nor closed form nor a comparison
+    with PCA looks at the covariance, as for a sparse dictionary of more units than columns, it is that of some rows.
 
     Parameters
     ----------
@@ -120,15 +125,10 @@ def survey(
     ValueError
         If a cell is infinite or outside the loss's support.
     """
-    given, width, loss = settings.n_components, rows.shape[1], parts.objective.loss
-    n_factors = max(1, min(given if isinstance(given, int) else MOST_FACTORS, MOST_FACTORS, width // 2))
-    share = isinstance(given, float)
-    n_axes = width if share else min(width, max(n_factors, auto.n_components(given, np.zeros(width))))
-    lean = width > WIDE and 8 * n_axes < width and not share and not isinstance(parts.corruption, Mask)
+    wanted, loss = _Wanted.of(settings, parts, rows), parts.objective.loss
     bounded = bool(np.isfinite(loss.support).any())
-    single = settings.precision != "float64" and _is_long(rows) and not lean
     found = Moments.of(
-        rows, judged, names, covariance=not lean, extent=bounded, products=np.float32 if single else np.float64
+        rows, judged, names, covariance=not wanted.lean, extent=bounded, products=wanted.products, every=wanted.every
     )
     if bounded and (np.nanmin(found.low, initial=np.inf) < loss.support[0] or
                     np.nanmax(found.high, initial=-np.inf) > loss.support[1]):  # fmt: skip
@@ -137,23 +137,50 @@ def survey(
     scaling = Scaling.of(found.mean, found.spread, settings.scale, bounded=bounded) if settled is None else settled[0]
     known = settled[1] if settled is not None and settled[1].loadings.size else None
     if found.holes:
-        factors = known or Factors.fit(_sample(rows, scaling) - scaling.centre, n_factors)
+        factors = known or Factors.fit(_sample(rows, scaling) - scaling.centre, wanted.n_factors)
         return Survey(rows, True, scaling, Spectrum.of(factors.covariance), factors, judged, found.kept)
-    if lean:
+    if wanted.lean:
         x, draw = Rows(rows, scaling, torch.zeros((), dtype=torch.float64)), generator(seed, SKETCH)
-        spectrum = sketch(x, scaling.centre, (found.spread / scaling.factor) ** 2, n_axes, draw)
+        spectrum = sketch(x, scaling.centre, (found.spread / scaling.factor) ** 2, wanted.n_axes, draw)
     else:
-        spectrum = Spectrum.of(found.scaled(rows, scaling), n_axes)
-    if single and not _is_resolved(spectrum):
+        spectrum = Spectrum.of(found.scaled(rows, scaling), wanted.n_axes)
+    if wanted.products == np.float32 and not _is_resolved(spectrum):
         again = Moments.of(rows, judged[:0], names, extent=False)
-        spectrum = Spectrum.of(again.scaled(rows, scaling), n_axes)
-    factors = known or _factors(spectrum, n_factors)
+        spectrum = Spectrum.of(again.scaled(rows, scaling), wanted.n_axes)
+    factors = known or _factors(spectrum, wanted.n_factors)
     return Survey(rows, False, scaling, spectrum, factors, judged, found.kept)
+
+
+class _Wanted(NamedTuple):
+    """What is asked of the rows."""
+
+    n_factors: int
+    n_axes: int
+    lean: bool
+    """Whether the axes are found without a covariance."""
+    every: int
+    """Of how many rows one is enough for the covariance."""
+    products: Any
+    """Their type."""
+
+    @classmethod
+    def of(cls, settings: Settings, parts: Any, rows: Array) -> Self:
+        given, width = settings.n_components, rows.shape[1]
+        n_factors = max(1, min(given if isinstance(given, int) else MOST_FACTORS, MOST_FACTORS, width // 2))
+        n_units, n_axes = auto.n_components(given, np.zeros(width)), width
+        # PCA says nothing of more units than columns: where they are no linear map, only factors are wanted
+        apart = n_units > width and not isinstance(parts.code_activation, Identity)
+        if not isinstance(given, float):
+            n_axes = n_factors if apart else min(width, max(n_factors, n_units))
+        lean = width > WIDE and 8 * n_axes < width and not isinstance(parts.corruption, Mask)
+        every = max(1, len(rows) // SAMPLE) if apart and width > MANY else 1
+        single = settings.precision != "float64" and _is_long(rows) and not lean and every == 1
+        return cls(n_factors, n_axes, lean, every, np.float32 if single else np.float64)
 
 
 def _sample(rows: Array, scaling: Scaling, least: int = 0) -> Array:
     """Evenly spaced rows, scaled, enough for a start, and at least so many if there are."""
-    return scaling.to(take(rows, spaced(np.arange(len(rows)), max(least, enough(rows.shape[1])))))
+    return scaling.to(take(rows, spaced(range(len(rows)), max(least, enough(rows.shape[1])))))
 
 
 def _is_long(rows: Array) -> bool:

@@ -116,6 +116,11 @@ class Training:
                 self._write(identity, state)
             raise
         self.descent.restore_best()
+        self.settle()
+
+    def settle(self) -> None:
+        """After the last step: let the code count afresh what it counts, and set it to its target."""
+        plan = self.plan
         if counts(plan.codec):  # a mean over batches of a net that has changed since
             observe(plan.codec, torch.from_numpy(plan.survey.sample()))
         if plan.recipe.aim:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["CHUNK", "POOL", "blocks", "in_memory", "pooled", "release", "rows_a_block", "spaced", "take"]
+__all__ = ["CHUNK", "POOL", "alone", "blocks", "in_memory", "pooled", "release", "rows_a_block", "spaced", "take"]
 
 Array = npt.NDArray[Any]
 
@@ -17,6 +18,7 @@ CELLS = 2**20
 SCATTERED = 1024  # rows of a mapped file taken at a time; each may bring in 64 kB
 POOL = 2**27  # bytes of rows that are shuffled at a time, where a file holds them
 CHUNK = 2**22  # bytes read in a row
+ASKED = 2**17  # bytes asked of a disk at a time
 
 
 def in_memory(rows: Array) -> bool:
@@ -63,21 +65,46 @@ def take(rows: Array, numbers: Array) -> Array:
     return some
 
 
-def spaced(numbers: Array, most: int) -> Array:
+def spaced(numbers: Array | range, most: int) -> Array:
     """At most so many of the numbers, evenly spaced, the first among them."""
-    return numbers[:: -(-len(numbers) // most)] if len(numbers) else numbers
+    return np.asarray(numbers[:: -(-len(numbers) // most)] if len(numbers) else numbers)
 
 
 def release(rows: Array, first: int = 0, end: int | None = None) -> None:
     """Give back the memory of rows first to end that a file holds; what is read again is read from the file again."""
+    place = _pages(rows, first, end)
+    if place is not None:
+        file, page, size = place
+        file.madvise(mmap.MADV_DONTNEED, page, size)
+
+
+@contextmanager
+def alone(rows: Array, first: int, end: int) -> Iterator[None]:
+    """Rows first to end are read here, of a file those alone: a disk that reads on reads what others will not need."""
+    place = _pages(rows, first, end)
+    if place is None:
+        yield
+        return
+    file, page, size = place
+    file.madvise(mmap.MADV_RANDOM, page, size)
+    for i in range(page, page + size, ASKED):  # of more at a time, Linux may read a part
+        file.madvise(mmap.MADV_WILLNEED, i, min(ASKED, page + size - i))
+    try:
+        yield
+    finally:
+        file.madvise(mmap.MADV_NORMAL, page, size)
+
+
+def _pages(rows: Array, first: int, end: int | None) -> tuple[mmap.mmap, int, int] | None:
+    """The map of a file that holds the rows, where in it their first page begins, and how many bytes there are."""
     if not isinstance(rows, np.ndarray):
-        return  # shards give back what they have read themselves
+        return None  # shards look after what they read themselves
     file, rows = _map(rows), rows[first:end]
     if file is None or not rows.size or not rows.flags.c_contiguous:
-        return
+        return None
     start = rows.ctypes.data - np.frombuffer(file, np.uint8).ctypes.data
     page = start // mmap.PAGESIZE * mmap.PAGESIZE
-    file.madvise(mmap.MADV_DONTNEED, page, start + rows.nbytes - page)
+    return file, page, start + rows.nbytes - page
 
 
 def _map(rows: Any) -> mmap.mmap | None:

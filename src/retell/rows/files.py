@@ -138,6 +138,8 @@ def _read_npz(path: Path) -> Array:
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise ValueError(f"{path} is a .npy file: rename it")
             names = archive.files
+            if "X" not in names and {"format", "shape", "data"} <= set(names):
+                raise ValueError(f"{path} holds a sparse matrix, as of codes: rows were expected, whole")
             if len(names) != 1 and "X" not in names:
                 found = ", ".join(names) or "none"
                 raise ValueError(f"{path} holds the arrays {found}: one array, or one called X, was expected")

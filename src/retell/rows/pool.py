@@ -29,6 +29,7 @@ class Pool:
     def __init__(self, capacity: int, draw: torch.Generator) -> None:
         self.capacity, self.draw, self.count = capacity, draw, 0
         self.held = self.gone = np.empty((0, 0))
+        self.order = torch.empty(0, dtype=torch.long)  # of places; each is drawn once before all are drawn anew
 
     @property
     def rows(self) -> Array:
@@ -44,7 +45,9 @@ class Pool:
         self.count += fits
         for i in range(fits, len(block), self.capacity):
             some = block[i : i + self.capacity]
-            places = torch.randperm(self.capacity, generator=self.draw)[: len(some)].numpy()
+            if len(self.order) < len(some):
+                self.order = torch.randperm(self.capacity, generator=self.draw)
+            places, self.order = self.order[: len(some)].numpy(), self.order[len(some) :]
             yield self._copy(places)
             self.held[places] = some
 
