@@ -159,7 +159,6 @@ class Descent:
         self.parameters = dict(codec.named_parameters())
         self.groups = self._groups()
         self.moments = {p: Moments.of(p.detach()) for p in self.parameters.values()}
-        self.threads = torch.get_num_threads()
         self.epoch = self.step = self.stale = 0
         self.anneal_from = self.end = math.inf  # steps; finite once the held-out rows have stopped improving
         self.best_loss = math.inf
@@ -377,7 +376,7 @@ class Descent:
         order = row_order(self.seed, self.epoch, len(x)).to(x.device)
         most = max(1, CELLS // (self.recipe.batch_size * x.shape[1]))
         several = [ends[i : i + most + 1] for i in range(0, steps, most)]
-        aside = len(several) > 1 and self.threads == 1  # or no time to gain, or every core computes
+        aside = len(several) > 1 and torch.get_num_threads() == 1  # or no time to gain, or every core computes
         shape = (2 if aside else 1, max(some[-1] - some[0] for some in several), x.shape[1])
         if self.taken.shape != shape:
             self.taken = torch.empty(shape, dtype=x.dtype, device=x.device)

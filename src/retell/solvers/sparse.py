@@ -104,6 +104,7 @@ class Sparse(Descent):
         self.blocks: list[Block] = []  # one a thread
         # of a batch x: it as products read it; x̂ - x; for each prefix the sum of its own x̂ - x and those of larger ones
         self.read = self.off = self.behind = torch.zeros(0)
+        self.threads = torch.get_num_threads()
         self.sums: list[list[Sum]] = [[], []]  # what adds up to the gradients of W and of V
         self.guess = 0.0  # what BatchTopK's threshold will be above
 
@@ -344,7 +345,7 @@ class Sparse(Descent):
 
     def _observe(self, found: Pairs, active: Pairs, by_h: Tensor, by_step: float) -> None:
         """What the code learns and counts besides."""
-        K, n, on = len(self.V), len(active.starts) - 1, active.values > 0
+        K, n = len(self.V), len(active.starts) - 1
         if isinstance(self.part, JumpReLU):
             threshold, width = self._thresholds(found), self.part.bandwidth
             window = (found.values - threshold).abs() < width / 2
@@ -354,7 +355,9 @@ class Sparse(Descent):
             self.part.settle(active.values.min() if len(active.values) else None, self.squash)
         if self.counts_idle:
             self.codec.idle += n
-            self.codec.idle[torch.bincount(active.units, on, K) > 0] = 0
+            all_on = not isinstance(self.part, JumpReLU)
+            fired = self.by_unit.starts.diff() if all_on else torch.bincount(active.units, active.values > 0, K)
+            self.codec.idle[fired > 0] = 0
 
 
 def _gradient_of(p: Tensor) -> Tensor:
