@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import retell.training
-from retell import L1, MSE, Autoencoder, ReLU, load
-from retell.dials import Aim, told
+from retell import L1, MSE, Autoencoder, ReLU, auto, load
+from retell.dials import NO_AIM, THIN, Aim, Dial, told
 from retell.metrics import fvu, l0
 
 CODES = {
@@ -107,6 +107,64 @@ def test_resumed_to_the_bit(rows, kind, target, tmp_path, monkeypatch):
     epochs.close()
     resumed = make(kind, **given).fit(rows[:3000], checkpoint=tmp_path)
     assert (resumed.dialled_, resumed.history_) == (whole.dialled_, whole.history_)
+    for ours, theirs in zip(resumed.codec_.state_dict().values(), whole.codec_.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.fixture
+def large(monkeypatch):
+    """Every sparse dictionary is one that many rows share out."""
+    monkeypatch.setattr(auto, "LARGE", 0)
+
+
+@pytest.mark.usefixtures("large")
+def test_thinned_out_by_its_steps(rows):
+    model = make("BatchTopK", code_activation="BatchTopK(1)", max_iter=2).fit(rows[:3000])
+    assert repr(model.codec_.code_activation.part) == "BatchTopK(1)"
+    dial = Dial(model.codec_, model.objective_, NO_AIM, 4.0)
+    found = [dial.at(done) for done in (0.0, THIN / 2, THIN, 1.0)]
+    assert found == pytest.approx([4.0, 2.0, 1.0, 1.0])
+    dial.begin(0.0)
+    assert model.codec_.code_activation.part.k == 4
+    dial.rest()
+    assert model.codec_.code_activation.part.k == 1
+
+
+@pytest.mark.filterwarnings("ignore:target_l0=1.0 was not reached")
+@pytest.mark.usefixtures("large")
+@pytest.mark.parametrize("kind", ["BatchTopK", "JumpReLU"])
+def test_thinned_solvers_agree(rows, kind):
+    given = {"target_l0": 1.0, "max_iter": 3, "precision": "float64", "n_components": 256}
+    models = [make(kind, solver, **given).fit(rows[:3000]) for solver in ("sparse", "descend")]
+    ours, theirs = (model.transform(rows[8000:]) for model in models)
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-8)
+
+
+@pytest.mark.usefixtures("large")
+@pytest.mark.parametrize("stops", [True, False])
+def test_thinned_out_explains_more_by_as_many_units(rows, monkeypatch, stops):
+    given = {"code_activation": "BatchTopK(1)", "n_components": 256, "early_stopping": stops}
+    thinned = reached(make("BatchTopK", **given).fit(rows[:8000]), rows[8000:])
+    monkeypatch.setattr("retell.auto.many", lambda codec: 0)
+    steady = reached(make("BatchTopK", **given).fit(rows[:8000]), rows[8000:])
+    assert thinned[1] < steady[1]
+    assert thinned[0] < 1.1 * steady[0]
+
+
+@pytest.mark.usefixtures("large")
+@pytest.mark.filterwarnings("ignore:target_l0=1 was not reached")
+@pytest.mark.parametrize(("kind", "target"), [("BatchTopK", None), ("JumpReLU", 1)])
+def test_thinned_and_resumed_to_the_bit(rows, kind, target, tmp_path, monkeypatch):
+    monkeypatch.setattr(retell.training, "EVERY", 0.0)
+    given = {"target_l0": target, "max_iter": 4, "n_components": 256}
+    given |= {"code_activation": "BatchTopK(1)"} if kind == "BatchTopK" else {}
+    whole = make(kind, **given).fit(rows[:3000])
+    epochs = make(kind, **given).fit_epochs(rows[:3000], checkpoint=tmp_path)
+    for _ in range(2):
+        next(epochs)
+    epochs.close()
+    resumed = make(kind, **given).fit(rows[:3000], checkpoint=tmp_path)
+    assert resumed.history_ == whole.history_
     for ours, theirs in zip(resumed.codec_.state_dict().values(), whole.codec_.state_dict().values(), strict=True):
         assert torch.equal(ours, theirs)
 

@@ -51,6 +51,8 @@ class Recipe:
     """Share of the steps in which the learning rate rises."""
     revive: float = 0.0
     """By how much, in learning rates, a step raises the encoder's bias of each unit that has long been idle."""
+    first: float = 0.0
+    """Units a row with which the code begins; it falls to its own number before the end."""
     aim: Aim = NO_AIM
     """The sparsity or the error to reach; the objective's coefficients are then those in force."""
 
@@ -155,7 +157,7 @@ class Descent:
         if dictionary is not None:
             with torch.no_grad():
                 recipe.constraint.project(dictionary)
-        self.dial = Dial(codec, recipe.objective, recipe.aim)
+        self.dial = Dial(codec, recipe.objective, recipe.aim, recipe.first)
         self.parameters = dict(codec.named_parameters())
         self.groups = self._groups()
         self.moments = {p: Moments.of(p.detach()) for p in self.parameters.values()}
@@ -165,6 +167,7 @@ class Descent:
         self.best = self._copy()
         self.first: dict[str, Tensor] | None = None  # the start, where a better epoch must be so beyond doubt
         self.first_rows = self.best_rows = torch.zeros(0)
+        self.turned = False  # whether the epoch's sparsity was not that of the others, so that they can't be compared
         self.taken = torch.zeros(0)  # memory for rows on their way
         self.schedule: Callable[[float], float] | None = None  # by step, where epochs are not alike
         self.judges: Any = None  # the held-out rows, and how much there is to explain in them
@@ -187,8 +190,7 @@ class Descent:
         while self.step < self.end:
             terms = self.one_epoch(x)
             epoch = self._judge(terms, None if held_out is None else self.evaluate(held_out))
-            # what a dial turns makes epochs no longer comparable
-            stalled = held_out is not None and not self.dial and self.stale >= self.recipe.n_iter_no_change
+            stalled = held_out is not None and not self.turned and self.stale >= self.recipe.n_iter_no_change
             if stalled and self.end - self.step > TAIL * self._steps(x):
                 self.anneal_from, self.end = self.step, self.step + TAIL * self._steps(x)
             yield epoch._replace(finished=self.step >= self.end)
@@ -199,14 +201,17 @@ class Descent:
         # memory for the values, or each would hold a place between large tensors, which then find none
         table = torch.empty(steps, len(self.recipe.objective.names), dtype=torch.float64, device=x.device)
         sizes: list[int] = []
+        self.turned = bool(self.dial) or self.dial.thins(self.done)
         self.codec.train()
         try:
             for rows in self._batches(x):
+                self.dial.begin(self.done)
                 rate = self.recipe.learning_rate * (1.0 if constant_rate else self.share(steps))
                 table[len(sizes)] = torch.stack(self.one_step(rows, noise, rate))
                 sizes.append(rows.shape[0])
         finally:  # an interrupt too leaves a codec that reads each row alone
             self.codec.train(False)
+            self.dial.rest()
         for moments in self.moments.values():  # those of a dead unit decay to numbers that are slow, and stay
             torch.hardshrink(moments.mean, NOTHING, out=moments.mean)
         self.epoch += 1
@@ -244,10 +249,13 @@ class Descent:
     def turn(self, active: Tensor, off: Tensor, x: Tensor, rate: float) -> None:
         """Let the dial answer to the number of active pairs of a batch x (N, D) and to what is off in it (N, D)."""
         fvu = off.square().sum() / (x - self.codec.centre).square().sum()
-        self.dial.turn(
-            float(active) / len(x), float(fvu), self.step / self.end, self.end, (rate, self.recipe.learning_rate)
-        )
+        self.dial.turn(float(active) / len(x), float(fvu), self.done, self.end, (rate, self.recipe.learning_rate))
         self.recipe = replace(self.recipe, objective=self.dial.objective)
+
+    @property
+    def done(self) -> float:
+        """Share of the steps that is over; 1 where they have no end."""
+        return self.step / self.end if self.end < math.inf else 1.0
 
     @property
     def counts_idle(self) -> bool:
@@ -352,7 +360,8 @@ class Descent:
         held_out, score = ({}, None) if judged is None else (judged.terms, judged.score)
         loss = sum((held_out or terms).values())
         improved = loss < self.best_loss
-        self.stale = 0 if loss < self.best_loss - self.recipe.tol * abs(self.best_loss) else self.stale + 1
+        better = loss < self.best_loss - self.recipe.tol * abs(self.best_loss)
+        self.stale = 0 if better or self.turned else self.stale + 1
         if not math.isfinite(loss):
             warnings.warn(
                 f"training diverged in epoch {self.epoch} (the objective is {loss}): it stopped there and kept what"
@@ -360,8 +369,8 @@ class Descent:
                 stacklevel=2,
             )
             self.end = self.step
-        elif improved or judged is None or self.dial:
-            self.best_loss = loss if self.dial else min(loss, self.best_loss)
+        elif improved or judged is None or self.turned:
+            self.best_loss = loss if self.turned else min(loss, self.best_loss)
             self._keep()
             self.best_rows = self.best_rows if judged is None else judged.rows
         return Epoch(self.epoch, terms, held_out, score, loss, improved, False)

@@ -10,6 +10,13 @@ and gets them by k where the code has one, else by λ m, the coefficients of L0 
 
 and JumpReLU's thresholds, which all take the factor exp(p e). Before the first step and after the last the code is set
 on rows alone (`settle`), so that they have the target itself.
+
+A code that cuts all rows at a level leaves many units without rows if it is thin from the first step on. A large one is
+thinned out: at a share t of the steps it has
+
+    first^(1 - s) wanted^s,   s = min(1, t / 0.9)
+
+units a row, target or not.
 """
 
 from __future__ import annotations
@@ -27,7 +34,7 @@ from retell.objective import Objective
 from retell.parts import Bound
 from retell.penalties import L0, L1
 
-__all__ = ["NO_AIM", "Aim", "Dial", "aimed", "check", "rounded", "settle", "told"]
+__all__ = ["NO_AIM", "Aim", "Dial", "aimed", "check", "many", "rounded", "settle", "told"]
 
 WAIT = 0.1  # share of the steps before the wanted number moves: what has not been learned yet is no lack of units
 FIRM = 3.0  # learning rates by which ReLU's biases answer to an e of 1: more than Adam can move them
@@ -36,6 +43,7 @@ MOST = 12 * math.log(10)  # of |log m|
 CELLS = 2**24  # of codes that are looked at at once
 REACH = math.log(2)  # how far, in log L0, the last correction looks
 HALVINGS = 16  # of that interval
+THIN = 0.9  # share of the steps after which a code has no more units a row than it was given
 
 
 class Aim(NamedTuple):
@@ -106,8 +114,13 @@ def aimed(part: Any, aim: Aim, n_units: int) -> Any:
     return type(part)(min(n_units, max(1, round(aim.l0))))
 
 
+def many(codec: Codec) -> int:
+    """Units a row with which a code starts that is thinned out: an eighth of the columns, at most 1/16 of the units."""
+    return max(1, min(codec.n_units // 16, len(codec.centre) // 8))
+
+
 class Dial:
-    """What a fit turns after each batch.
+    """How sparse a code is in each step of a fit, and what is turned to that end.
 
     Parameters
     ----------
@@ -116,11 +129,13 @@ class Dial:
     objective : Objective
         As given.
     aim : Aim
-        An empty one: nothing turns.
+        An empty one: nothing turns after a batch.
+    first : float, default=0
+        Units a row at the first step, where that is more than there are to be in the end.
     """
 
-    def __init__(self, codec: Codec, objective: Objective, aim: Aim) -> None:
-        self.codec, self.given, self.aim = codec, objective, aim
+    def __init__(self, codec: Codec, objective: Objective, aim: Aim, first: float = 0.0) -> None:
+        self.codec, self.given, self.aim, self.first = codec, objective, aim, first
         k = getattr(_part(codec), "k", None)
         self.has_k = k is not None
         self.wanted = float(aim.l0 or k or max(1.0, codec.n_units / 64))
@@ -136,6 +151,29 @@ class Dial:
             return self.given
         m = math.exp(self.log_m)
         return Objective(tuple((m * c if isinstance(term, L0 | L1) else c, term) for c, term in self.given.summands))
+
+    def at(self, done: float) -> float:
+        """Units a row that are wanted at a share of the steps."""
+        if not self.thins(done):
+            return self.wanted
+        s = done / THIN
+        return float(self.first ** (1 - s) * self.wanted**s)
+
+    def thins(self, done: float) -> bool:
+        """Whether there are still more units a row than are wanted in the end."""
+        return self.first > self.wanted and done < THIN
+
+    def begin(self, done: float) -> None:
+        """Set k for the step at a share of the steps; a threshold is then that of the last batch alone."""
+        if self.has_k and (self.aim or self.first > self.wanted):
+            _set_k(self.codec, round(self.at(done)))
+        if self.thins(done) and isinstance(_part(self.codec), BatchTopK):
+            self.codec.code_activation.batches.zero_()
+
+    def rest(self) -> None:
+        """Between epochs the code is the one that was asked for, however many units a row it learns with."""
+        if self.has_k:
+            _set_k(self.codec, round(self.wanted))
 
     def turn(self, l0: float, fvu: float, done: float, steps: float, rate: tuple[float, float]) -> None:
         """Answer to a batch.
@@ -156,9 +194,8 @@ class Dial:
             log_wanted = math.log(self.wanted) + 2 * gain * _within(math.log(fvu / self.aim.fvu), 0.5)
             self.wanted = min(self.codec.n_units / 2, max(1.0, math.exp(log_wanted)))
         if self.has_k:
-            _set_k(self.codec, round(self.wanted))
             return
-        e = math.log(max(l0, 0.1 / self.codec.n_units) / self.wanted)
+        e = math.log(max(l0, 0.1 / self.codec.n_units) / self.at(done))
         self.last, before = e, self.last
         self.log_m = _within(self.log_m + NEAR * (e - before) + gain * _within(e, 1.0), MOST)
         if isinstance(_part(self.codec), JumpReLU):

@@ -86,7 +86,9 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     activation : {"relu", "gelu", "silu", "tanh", "sigmoid", "identity"}, default="gelu"
         Activation of the hidden layers.
     code_activation : str or Part, default="Identity()"
-        σ, as in ``"TopK(8)"``.
+        σ, as in ``"TopK(8)"``. In a large sparse dictionary (see `batch_size`) BatchTopK, and JumpReLU with
+        `target_l0`, learn with D / 8 units a row at first, at most K / 16, which fall to their own number in the first
+        nine tenths of the steps; epochs until then can't be compared, and the last of them counts as the best.
     target_l0 : float or None, default=None
         Active units of a row, on average, for a linear encoder and decoder. TopK and BatchTopK take it for their k,
         rounded. With JumpReLU and ReLU the coefficients of L0 and L1 in the objective are where the fit starts: they
@@ -97,7 +99,8 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         something is turned, the last epoch is the best.
     target_fvu : float or None, default=None
         The fraction of variance unexplained, in (0, 1): k, or the coefficient, is found for it. k starts as given.
-        TopK's is whole, so its FVU is the nearest that there is.
+        TopK's is whole, so its FVU is the nearest that there is, which may be more than 5 % off where k is small;
+        `dialled_` says what it is.
     linear_path : bool, default=True
         f(x) = W x + mlp(x) and the same for g where there are hidden layers; False is the plain net.
     tied : bool, default=False

@@ -12,7 +12,7 @@ import torch
 from retell import auto
 from retell.codec import Codec
 from retell.descend import Recipe
-from retell.dials import Aim, Dial, aimed, check, settle
+from retell.dials import Aim, Dial, aimed, check, many, settle
 from retell.factors import Factors
 from retell.networks import mirror, mlp
 from retell.objective import Objective
@@ -195,7 +195,8 @@ def _fill(codec: Codec, settings: Settings, parts: Parts, seen: Survey, seed: in
     if counts(codec):
         observe(codec, sample)
     if _aim(settings) and not hasattr(parts.code_activation, "k"):
-        settle(codec, sample, Aim(Dial(codec, parts.objective, _aim(settings)).wanted))
+        first = float(many(codec)) if from_rows and parts.code_activation.sparse else 0.0
+        settle(codec, sample, Aim(max(first, Dial(codec, parts.objective, _aim(settings)).wanted)))
 
 
 def _judges(held_out: Array, rows: Array) -> Array:
@@ -303,6 +304,11 @@ def _rounded(settings: Settings, codec: Codec, recipe: Recipe, solver: str) -> b
     return settings.precision == "bfloat16" or repays
 
 
+def _thins(settings: Settings, parts: Parts) -> bool:
+    """Whether it is known how many units a row the code has in the end."""
+    return settings.target_fvu is None and (settings.target_l0 is not None or hasattr(parts.code_activation, "k"))
+
+
 def _aim(settings: Settings) -> Aim:
     return Aim(settings.target_l0, settings.target_fvu)
 
@@ -327,4 +333,5 @@ def _recipe(settings: Settings, parts: Parts, n: int, codec: Codec) -> Recipe:
         betas=way.betas,
         warmup=way.warmup,
         revive=way.revive,
+        first=way.first if _thins(settings, parts) else 0.0,
     )

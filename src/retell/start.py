@@ -16,6 +16,7 @@ from torch import Generator, Tensor
 
 from retell.activations import Identity, ReLU
 from retell.codec import Codec
+from retell.dials import many
 from retell.networks import Affine, Net
 from retell.objective import mean
 
@@ -42,7 +43,7 @@ def fill_start(
         The data term: its link takes the mean to the decoder's bias.
     generator : torch.Generator
     from_rows : bool, default=False
-        Where the axes are no help: the frame is of differences of rows, not of any directions.
+        Where the axes are no help: the frame is of rows less their mean, not of any directions.
     """
     for net in (codec.encoder, codec.decoder):
         _fill_hidden(net, generator)
@@ -141,10 +142,10 @@ def _random_frame(width: int, n_units: int, generator: Generator) -> Tensor:
 
 
 def _thin(codec: Codec, x: Tensor) -> None:
-    """Where σ cuts at a level: a level that leaves a row an eighth as many active units as columns, not half of all."""
+    """Where σ cuts at a level: one that leaves a row `many` active units, not half of all."""
     few = _few(x, codec.n_units)
     a = codec.encoder(few)
-    active = min(a.shape[1] // 16, max(1, len(codec.centre) // 8)) * len(few)
+    active = many(codec) * len(few)
     level = a.flatten().kthvalue(a.numel() - active).values.clamp(min=0)
     threshold = getattr(codec.code_activation, "threshold", None)
     if isinstance(threshold, torch.nn.Parameter):
@@ -161,11 +162,14 @@ def _thin(codec: Codec, x: Tensor) -> None:
 
 
 def _frame_of_rows(x: Tensor, n_units: int, generator: Generator) -> Tensor:
-    """Unit vectors (D, K), each of the difference of two rows, which has no mean; of any direction for equal rows."""
-    one, other = (torch.randint(len(x), (n_units,), generator=generator) for _ in range(2))
-    off = (x[one] - x[other]).double().T
+    """Unit vectors (D, K), each of a row less the mean, no row twice; of any direction where the rows are too few."""
+    frame = _random_frame(x.shape[1], n_units, generator)
+    rows = torch.unique(x, dim=0)  # two units that start as one stay one
+    off = (rows[torch.randperm(len(rows), generator=generator)[:n_units]] - x.mean(0)).double().T
     norm = torch.linalg.vector_norm(off, dim=0)
-    return torch.where(norm > 0, off / norm, _random_frame(len(off), n_units, generator))
+    some = frame[:, : len(norm)]
+    some.copy_(torch.where(norm > 0, off / norm, some))
+    return frame
 
 
 def _scaled(frame: Tensor, x: Tensor, codec: Codec, *, bent: bool) -> Tensor:

@@ -58,7 +58,7 @@ class Streaming:
         self.warm = WARM if n_rows is None else 0.1 * total
         whole = partial(up_and_down, total=total, up=training.plan.recipe.warmup)
         self.schedule = self._up if n_rows is None else whole
-        self.descent.schedule = self.schedule
+        self.descent.schedule, self.descent.end = self.schedule, total
 
     def epochs(self, coming: Iterable[Array]) -> Iterator[Epoch]:
         """Train on the rows (n, D) that come, and on those in the pool; yields after each section of rows."""
