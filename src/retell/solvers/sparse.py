@@ -11,11 +11,9 @@ stepped is float32.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Generator, Tensor
 
@@ -27,20 +25,20 @@ from retell.descend import Descent, Moments, Recipe, adamw, clip
 from retell.losses import MSE, Nested
 from retell.objective import at
 from retell.penalties import L0, L1, AuxK
-from retell.solvers.pairs import Block, ByUnit, Pairs, Sum, joined
-from retell.solvers.passes import breadth, with_ones
+from retell.solvers.finder import Finder, part_of
+from retell.solvers.pairs import ByUnit, Pairs, Sum
+from retell.solvers.passes import breadth
 from retell.spread import Work, spread, threads
 
 __all__ = ["Sparse", "why_not"]
 
-CELLS = 3 * 2**20  # of the (rows, K) matrix that a thread holds
 ROWS = 1024
 UNITS = 1536
 
 
 def why_not(codec: Codec, recipe: Recipe, *, holes: bool) -> str:
     """The reason for which pairs are not enough here, or an empty text."""
-    squash = _part(codec.code_activation)
+    squash = part_of(codec.code_activation)
     if not isinstance(squash, ReLU | TopK | BatchTopK | JumpReLU):
         return f"{squash!r} has no active pairs"
     if codec.encoder.deep or codec.decoder.deep or codec.tied:
@@ -100,18 +98,16 @@ class Sparse(Descent):
             self._settle(p, torch.zeros(3, *p.shape).to(p))
             p.grad = torch.zeros_like(p)
         self.c, self.c_gradient = decoder.bias.detach(), _gradient_of(decoder.bias)
-        self.most = max(64, CELLS // K)  # rows of a block
-        self.blocks: list[Block] = []  # one a thread
-        # of a batch x: it as products read it; x̂ - x; for each prefix the sum of its own x̂ - x and those of larger ones
-        self.read = self.off = self.behind = torch.zeros(0)
+        self.finder = Finder(codec.code_activation, self.low)
+        # of a batch x: x̂ - x; for each prefix the sum of its own x̂ - x and those of larger ones
+        self.off = self.behind = torch.zeros(0)
         self.threads = torch.get_num_threads()
         self.sums: list[list[Sum]] = [[], []]  # what adds up to the gradients of W and of V
-        self.guess = 0.0  # what BatchTopK's threshold will be above
 
     @property
     def part(self) -> Any:
         """σ as it was written, or as a dial has set it."""
-        return _part(self.codec.code_activation)
+        return part_of(self.squash)
 
     def _settle(self, p: Any, views: Tensor) -> None:
         """The parameter and its moments in memory (3, ...) of ours."""
@@ -193,10 +189,7 @@ class Sparse(Descent):
 
     def _gradient(self, x: Tensor) -> list[Tensor]:
         """Write the gradients, those of W and V as sums that are left to do; the terms' values."""
-        n, D = x.shape
-        if len(self.read) != n:
-            self.read = with_ones(n, D, x, self.dtype)
-        found = self._found(x)
+        n, found = len(x), self.finder(x, self.threads)
         active = found._replace(values=self._code(found))
         on = active.values > 0
         values: list[Tensor] = []
@@ -217,7 +210,7 @@ class Sparse(Descent):
                 values.append(value)
         if by_each:
             by_h.add_(on, alpha=by_each)
-        self.sums[0] = [self.by_unit.sum(self.read, by_h * on if isinstance(self.part, JumpReLU) else by_h)]
+        self.sums[0] = [self.by_unit.sum(self.finder.read, by_h * on if isinstance(self.part, JumpReLU) else by_h)]
         for i, (coefficient, term) in enumerate(self.recipe.objective.summands):
             if isinstance(term, AuxK):
                 values[i] = self._revive(term, at(coefficient, self.step))
@@ -225,54 +218,6 @@ class Sparse(Descent):
         if self.dial:
             self.seen = on.sum(), self.off
         return values
-
-    def _found(self, x: Tensor) -> Pairs:
-        """Every pair of rows (n, D) that may be active, its value a; the rows as products read them are written."""
-        (n, D), read = x.shape, self.read
-        size = min(self.most, -(-n // self.threads))
-        if len(self.blocks) != self.threads or len(self.blocks[0].cells) != size:
-            self.blocks = [Block(size, len(self.low), self.dtype) for _ in range(self.threads)]
-        find, parts, free = self._find(x), {}, iter(self.blocks)
-
-        def start() -> Work:
-            block = next(free)
-
-            def work(i: int, j: int) -> None:
-                read[i:j, :D] = x[i:j]
-                parts[i] = find(block, torch.mm(read[i:j], self.low.T, out=block.cells[: j - i]))
-
-            return work
-
-        spread(start, n, size, enough=1, most=self.threads)
-        found = joined([parts[i] for i in sorted(parts)])
-        found = found._replace(values=found.values.to(self.V.dtype))
-        return self._of_batch(x, found) if isinstance(self.part, BatchTopK) else found
-
-    def _find(self, x: Tensor) -> Callable[[Block, Tensor], Pairs]:
-        """What finds the pairs of a block (n, K) of a."""
-        part, tiny = self.part, torch.finfo(self.dtype).tiny
-        if isinstance(part, TopK):
-            return lambda block, a: block.largest(a, int(part.k))
-        if isinstance(part, BatchTopK):
-            if not self.guess:
-                few = x[: self.most]
-                a = few.to(self.dtype) @ self.low[:, : x.shape[1]].T + self.low[:, x.shape[1]]
-                self.guess = float(a.float().flatten().kthvalue(a.numel() - int(part.k) * len(a) + 1).values) / 2
-            return lambda block, a: block.above(a, a.new_full((1, 1), max(tiny, self.guess)))
-        if isinstance(part, JumpReLU):
-            least = (self.squash.threshold.detach().clamp(min=0) - part.bandwidth / 2)[None].to(self.dtype)
-            return lambda block, a: block.above(a, least)
-        return lambda block, a: block.above(a, a.new_full((1, 1), tiny))
-
-    def _of_batch(self, x: Tensor, found: Pairs) -> Pairs:
-        """The pairs that are among the k N largest of the batch."""
-        wanted, values = int(self.part.k) * len(x), found.values.numpy()
-        if len(values) < wanted and self.guess > torch.finfo(self.dtype).tiny:
-            self.guess = self.guess / 2 if self.guess > 1e-3 else torch.finfo(self.dtype).tiny
-            return self._found(x)
-        least = np.partition(values, -wanted)[-wanted] if len(values) > wanted else values.min(initial=0.0)
-        self.guess = 0.8 * float(least)
-        return found.where(values >= least)
 
     def _code(self, found: Pairs) -> Tensor:
         """h of each pair (M,)."""
@@ -334,12 +279,12 @@ class Sparse(Descent):
         if not len(dead):
             return d.new_zeros(())
         (n, D), k = d.shape, min(int(term.k), len(dead))
-        best = torch.topk(self.read @ self.low[dead].T, k, dim=1, sorted=False)
+        best = torch.topk(self.finder.read @ self.low[dead].T, k, dim=1, sorted=False)
         starts = torch.arange(n + 1, dtype=torch.int32) * k
         z = Pairs(starts, dead[best.indices].view(-1).int(), best.values.view(-1).to(d))
         missed, scale = z.decode(self.V).add_(d), 2 * c / (n * D)
         by_unit = ByUnit(z, len(self.V))
-        self.sums[0].append(by_unit.sum(self.read, z.dots(missed, self.V) * scale))
+        self.sums[0].append(by_unit.sum(self.finder.read, z.dots(missed, self.V) * scale))
         self.sums[1].append(by_unit.sum(missed.to(self.dtype), z.values * scale))
         return torch.dot(missed.view(-1), missed.view(-1)) * (scale / 2)
 
@@ -369,8 +314,3 @@ def _gradient_of(p: Tensor) -> Tensor:
 def _within(units: Tensor, edge: tuple[int, int]) -> Any:
     """Which units (M,) are from the first number up to the second, without it."""
     return ((units >= edge[0]) & (units < edge[1])).numpy()
-
-
-def _part(squash: Any) -> Any:
-    """σ as the value that it was written as."""
-    return getattr(squash, "part", squash)

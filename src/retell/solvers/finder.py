@@ -1,0 +1,101 @@
+"""Which units of a batch may be active: the encoder's product, and of its N x K cells those that a code may keep.
+
+A block of rows is multiplied, looked through and forgotten, each by a thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from retell.activations import BatchTopK, JumpReLU, TopK
+from retell.solvers.pairs import Block, Pairs, joined
+from retell.solvers.passes import with_ones
+from retell.spread import Work, spread
+
+__all__ = ["Finder", "part_of"]
+
+CELLS = 3 * 2**20  # of the (rows, K) matrix that a thread holds
+
+
+class Finder:
+    """Finds the pairs of batch after batch.
+
+    Parameters
+    ----------
+    squash : Any
+        σ, as the codec has it.
+    low : Tensor of shape (K, D + 1 or more)
+        The encoder's matrix, its bias beside it, as the product reads them.
+
+    Attributes
+    ----------
+    read : Tensor of shape (N, D + 1 or more)
+        The last batch as the product has read it, a one after each row.
+    """
+
+    def __init__(self, squash: Any, low: Tensor) -> None:
+        self.squash, self.low = squash, low
+        self.most = max(64, CELLS // len(low))  # rows of a block
+        self.blocks: list[Block] = []  # one a thread
+        self.read = low[:0]
+        self.guess = 0.0  # what BatchTopK's threshold will be above
+
+    def __call__(self, x: Tensor, n_threads: int) -> Pairs:
+        """Every pair of rows (n, D) that may be active, its value a, by so many threads."""
+        n, D = x.shape
+        if len(self.read) != n:
+            self.read = with_ones(n, D, x, self.low.dtype)
+        size = min(self.most, -(-n // n_threads))
+        if len(self.blocks) != n_threads or len(self.blocks[0].cells) != size:
+            self.blocks = [Block(size, len(self.low), self.low.dtype) for _ in range(n_threads)]
+        read, find, parts, free = self.read, self._find(x), {}, iter(self.blocks)
+
+        def start() -> Work:
+            block = next(free)
+
+            def work(i: int, j: int) -> None:
+                read[i:j, :D] = x[i:j]
+                parts[i] = find(block, torch.mm(read[i:j], self.low.T, out=block.cells[: j - i]))
+
+            return work
+
+        spread(start, n, size, enough=1, most=n_threads)
+        found = joined([parts[i] for i in sorted(parts)])
+        found = found._replace(values=found.values.to(x.dtype))
+        return self._of_batch(x, found, n_threads) if isinstance(part_of(self.squash), BatchTopK) else found
+
+    def _find(self, x: Tensor) -> Callable[[Block, Tensor], Pairs]:
+        """What finds the pairs of a block (n, K) of a."""
+        part, tiny = part_of(self.squash), torch.finfo(self.low.dtype).tiny
+        if isinstance(part, TopK):
+            return lambda block, a: block.largest(a, int(part.k))
+        if isinstance(part, BatchTopK):
+            if not self.guess:
+                few = x[: self.most]
+                a = few.to(self.low.dtype) @ self.low[:, : x.shape[1]].T + self.low[:, x.shape[1]]
+                self.guess = float(a.float().flatten().kthvalue(a.numel() - int(part.k) * len(a) + 1).values) / 2
+            return lambda block, a: block.above(a, a.new_full((1, 1), max(tiny, self.guess)))
+        if isinstance(part, JumpReLU):
+            least = (self.squash.threshold.detach().clamp(min=0) - part.bandwidth / 2)[None].to(self.low.dtype)
+            return lambda block, a: block.above(a, least)
+        return lambda block, a: block.above(a, a.new_full((1, 1), tiny))
+
+    def _of_batch(self, x: Tensor, found: Pairs, n_threads: int) -> Pairs:
+        """The pairs that are among the k N largest of the batch."""
+        wanted, values = int(part_of(self.squash).k) * len(x), found.values.numpy()
+        if len(values) < wanted and self.guess > torch.finfo(self.low.dtype).tiny:
+            self.guess = self.guess / 2 if self.guess > 1e-3 else torch.finfo(self.low.dtype).tiny
+            return self(x, n_threads)
+        least = np.partition(values, -wanted)[-wanted] if len(values) > wanted else values.min(initial=0.0)
+        self.guess = 0.8 * float(least)
+        return found.where(values >= least)
+
+
+def part_of(squash: Any) -> Any:
+    """σ as the value that it was written as, or as a dial has set it."""
+    return getattr(squash, "part", squash)
