@@ -11,7 +11,7 @@ and gets them by k where the code has one, else by λ m, the coefficients of L0 
 and JumpReLU's thresholds, which all take the factor exp(p e). Before the first step and after the last the code is set
 on rows alone (`settle`), so that they have the target itself.
 
-A code that cuts all rows at a level leaves many units without rows if it is thin from the first step on. A large one is
+A code that cuts all rows at a level is left with far larger errors if it is thin from the first step on. A large one is
 thinned out: at a share t of the steps it has
 
     first^(1 - s) wanted^s,   s = min(1, t / 0.9)

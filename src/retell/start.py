@@ -43,7 +43,8 @@ def fill_start(
         The data term: its link takes the mean to the decoder's bias.
     generator : torch.Generator
     from_rows : bool, default=False
-        Where the axes are no help: the frame is of rows less their mean, not of any directions.
+        Where the axes are no help: the frame is of rows less their mean, or of differences of two where σ does not
+        choose among the units, not of any directions.
     """
     for net in (codec.encoder, codec.decoder):
         _fill_hidden(net, generator)
@@ -52,7 +53,11 @@ def fill_start(
     aware = axes.shape[1] == n_units
     frame = axes
     if not aware:
-        frame = _frame_of_rows(filled, n_units, generator) if from_rows else _random_frame(width, n_units, generator)
+        frame = (
+            _frame_of_rows(filled, n_units, generator, pairs=not codec.code_activation.sparse)
+            if from_rows
+            else _random_frame(width, n_units, generator)
+        )
     frame = frame.to(codec.centre)
     filled = _few(filled, n_units)
     encoder, decoder = codec.encoder.straight, codec.decoder.straight
@@ -161,11 +166,13 @@ def _thin(codec: Codec, x: Tensor) -> None:
         _bias(codec.decoder).sub_(codec.decode(codec.encode(few)).mean(0) - few.mean(0))
 
 
-def _frame_of_rows(x: Tensor, n_units: int, generator: Generator) -> Tensor:
-    """Unit vectors (D, K), each of a row less the mean, no row twice; of any direction where the rows are too few."""
+def _frame_of_rows(x: Tensor, n_units: int, generator: Generator, *, pairs: bool) -> Tensor:
+    """Unit vectors (D, K), each of a row less the mean or less another row; of any direction where rows are too few."""
     frame = _random_frame(x.shape[1], n_units, generator)
     rows = torch.unique(x, dim=0)  # two units that start as one stay one
-    off = (rows[torch.randperm(len(rows), generator=generator)[:n_units]] - x.mean(0)).double().T
+    one = rows[torch.randperm(len(rows), generator=generator)[:n_units]]
+    other = rows[torch.randint(len(rows), (len(one),), generator=generator)] if pairs else x.mean(0)
+    off = (one - other).double().T
     norm = torch.linalg.vector_norm(off, dim=0)
     some = frame[:, : len(norm)]
     some.copy_(torch.where(norm > 0, off / norm, some))
