@@ -1,18 +1,26 @@
 """How much of a known world sparse dictionaries find: retell's beside SAELens', on the same rows.
 
-    python benchmarks/recovery.py [--seeds N] [--rows N] [--peers retell,saelens] [--methods a,b,...] [--store FILE]
-                                  [--json FILE] [--no-fits] [--no-bars]
+    python benchmarks/recovery.py [--seeds N] [--rows N] [--epochs N] [--threads N] [--peers retell,saelens]
+                                  [--methods a,b,...] [--store FILE] [--json FILE] [--no-fits] [--no-bars]
     python benchmarks/recovery.py --published [--run METHOD]
 
 Worlds are those of SynthSAEBench (Chanin & Garriga-Alonso 2026, arXiv 2602.14687), drawn by synthetic.py, which
 check_synthetic.py holds against SAELens' own generator: features that fire by a Zipf law, in trees whose siblings
 exclude each other, correlated, and more of them than columns.
 
-The small cut: 1,024 features in 256 columns, 32 trees of depth 2, about 11 features a row; dictionaries of 512 units,
-batches of 1,024 rows, every row seen once. k is about how many of the 512 most frequent features fire. SAELens is at
-the best, by F1 of the first seed, of rates 3e-4, 1e-3, 3e-3 and for L1 of a ladder of coefficients; retell has its
-default rate, and a ladder for L1. Figures are of 20,000 other rows, by SynthSAEBench's definitions: means over seeds,
-standard deviations behind. Fits are kept, a line each, in --store and not done again. --data is not needed.
+The small cut keeps what makes the published world hard, at a sixteenth of its features: more of them than columns
+(1,024 in 256), the Zipf law from 0.4 down to 5e-4, two thirds of them in trees of branching 4 whose siblings exclude
+each other (32 trees of depth 2), the copula of rank 25, sizes, spreads and bias, 4 % as many active features a row as
+columns (10.8; published 34 in 768), a unit for every fourth feature (256; published 4,096 of 16,384), and batches of
+1,024 rows. k is 8 or 6, to 10.8 as the published L0 of 25 and 20 to 34; of the 256 most frequent features 8.2 fire in
+a row. What is less: columns, so vectors overlap more; features a column, 4 in place of 21; and rows, 1,000,000 seen
+twice in place of 200,000,000.
+
+Both libraries see the same rows and are each at their best, by F1 of the first seed, of two amounts, three for L1, and
+of the rates 3e-2, 1e-2, 3e-3 and 1e-3. The amount is k, for L1 the L0 that retell is asked for and SAELens'
+coefficient; a rate of None is retell's default, 1e-2 here. Figures are of 20,000 other rows, by SynthSAEBench's
+definitions: means over seeds, standard deviations behind. Fits are kept, a line each, in --store and not done again, so
+that a run that is interrupted goes on. --data is not needed.
 
 --published says how long the published configuration takes here, 200,000,000 rows of 16,384 features in 768 columns,
 4,096 units and batches of 1,024, by the rates at which rows are drawn and steps are taken; --run does it.
@@ -31,6 +39,7 @@ from statistics import mean, pstdev
 from typing import Any
 
 import numpy as np
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -43,14 +52,14 @@ from peers.dictionaries.synthetic import Law, World
 from peers.measures import Crew, Figures, Row
 from peers.process import ROOT
 
-SMALL, K, BATCH, TEST = Law(features=1024, columns=256, trees=32, depth=2), 512, 1024, 20_000
+SMALL, K, BATCH, TEST = Law(features=1024, columns=256, trees=32, depth=2), 256, 1024, 20_000
 METHODS: dict[str, dict[str, tuple[float, ...]]] = {  # what is tried of each
-    "TopK": {"retell": (9,), "saelens": (9,)},
-    "BatchTopK": {"retell": (9,), "saelens": (9,)},
-    "Matryoshka": {"retell": (9,), "saelens": (9,)},
-    "L1": {"retell": (0.005, 0.01, 0.02, 0.04, 0.08), "saelens": (1, 2, 4, 8)},
+    "TopK": {"retell": (8, 6), "saelens": (8, 6)},
+    "BatchTopK": {"retell": (8, 6), "saelens": (8, 6)},
+    "Matryoshka": {"retell": (8, 6), "saelens": (8, 6)},
+    "L1": {"retell": (8, 6, 4), "saelens": (2, 4, 8)},
 }
-RATES: dict[str, tuple[float | None, ...]] = {"retell": (None,), "saelens": (3e-4, 1e-3, 3e-3)}
+RATES: dict[str, tuple[float | None, ...]] = {"retell": (None, 3e-2, 3e-3, 1e-3), "saelens": (1e-2, 3e-2, 3e-3, 1e-3)}
 PUBLISHED = {  # of SynthSAEBench-16k at L0 = 25 and 20: F1, MCC, uniqueness, explained variance
     "BatchTopK": ((0.732, 0.757, 0.984, 0.792), (0.818, 0.753, 0.976, 0.789)),
     "Matryoshka": ((0.879, 0.793, 0.999, 0.779), (0.860, 0.746, 0.987, 0.770)),
@@ -58,7 +67,8 @@ PUBLISHED = {  # of SynthSAEBench-16k at L0 = 25 and 20: F1, MCC, uniqueness, ex
     "L1": ((0.556, 0.604, 0.898, 0.765), (0.578, 0.583, 0.853, 0.750)),
     "JumpReLU": ((0.732, 0.753, 0.989, 0.795), (0.824, 0.743, 0.978, 0.791)),
 }
-WHOLE, WHOLE_K, WHOLE_ROWS = Law(), 4096, 200_000_000
+WHOLE, WHOLE_K, WHOLE_L0, WHOLE_ROWS = Law(), 4096, 25, 200_000_000
+STEPS = 16  # of the published configuration that are timed
 
 
 def folder(rows: int, seed: int) -> Path:
@@ -77,14 +87,15 @@ def folder(rows: int, seed: int) -> Path:
 class Fits:
     """What has been fitted, and what is missing."""
 
-    def __init__(self, crew: Crew, store: Store, rows: int) -> None:
-        self.crew, self.store, self.rows = crew, store, rows
+    def __init__(self, crew: Crew, store: Store, given: argparse.Namespace) -> None:
+        self.crew, self.store = crew, store
+        self.rows, self.epochs, self.threads = given.rows, given.epochs, given.threads
 
     def unit(self, peer: str, method: str, amount: float, rate: float | None, seed: int) -> Record:
         hello = self.crew[peer].hello
         version = hello["source"] or next(iter(hello["versions"].values()))
         found = {"library": peer, "version": version, "code": method, "amount": amount, "rate": rate, "seed": seed}
-        return {**found, "K": K, "rows": self.rows, "epochs": 1, "law": repr(SMALL)}
+        return {**found, "K": K, "rows": self.rows, "epochs": self.epochs, "law": repr(SMALL)}
 
     def best(self, peer: str, method: str) -> tuple[float, float | None]:
         """The amount and the rate of the highest F1, first seed."""
@@ -98,8 +109,8 @@ class Fits:
         if unit in self.store:
             return
         asked = {"code": method, "K": K, "amount": amount, "rate": rate, "seed": seed}
-        where = str(folder(self.rows, seed))
-        answer = self.crew[peer].ask("recover", 3600, asked=asked, folder=where, epochs=1, batch=BATCH)
+        how = {"folder": str(folder(self.rows, seed)), "epochs": self.epochs, "batch": BATCH, "threads": self.threads}
+        answer = self.crew[peer].ask("recover", 3600, asked=asked, **how)
         if "cannot" in answer:
             self.crew.forget(peer)
         else:
@@ -169,17 +180,18 @@ def published(run: str) -> None:
     print(f"the world is drawn in {time.perf_counter() - start:.0f} s", flush=True)
     world.sample(BATCH, 0)
     start = time.perf_counter()
-    x = world.sample(16 * BATCH, 1)[0]
+    x = world.sample(STEPS * BATCH, 1)[0]
     draw = (time.perf_counter() - start) / len(x)
     for method in ("TopK", "BatchTopK", "Matryoshka"):
-        asked = Asked(method, WHOLE_K, 25, rate=3e-4)
-        step = retell.seconds_a_row(asked, x, BATCH)
+        step = retell.seconds_a_row(Asked(method, WHOLE_K, WHOLE_L0, rate=None), x, BATCH)
         hours = [WHOLE_ROWS * one / 3600 for one in (draw, step)]
         print(f"{method}: {hours[0]:.1f} h to draw rows, {hours[1]:.1f} h of steps", flush=True)
     if run:
-        fit, seconds = retell.streamed(Asked(run, WHOLE_K, 25, rate=3e-4), world.blocks(WHOLE_ROWS, 2), BATCH)
+        asked = Asked(run, WHOLE_K, WHOLE_L0, rate=None)
+        fit, seconds = retell.streamed(asked, world.blocks(WHOLE_ROWS, 2), WHOLE_ROWS, BATCH)
         test, codes = world.sample(500_000, 3)
-        print(run, score(fit, test, codes, world.vectors), f"{seconds / 3600:.1f} h", flush=True)
+        found = score(fit, torch.from_numpy(test), codes, world.vectors)
+        print(run, found, f"{seconds / 3600:.1f} h", flush=True)
 
 
 def main() -> int:
@@ -188,6 +200,8 @@ def main() -> int:
     options.add_argument("--data", type=Path, help="not needed")
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--rows", type=int, default=1_000_000)
+    options.add_argument("--epochs", type=int, default=2)
+    options.add_argument("--threads", type=int, default=2)
     options.add_argument("--peers", default=list(RATES), **several)
     options.add_argument("--methods", default=list(METHODS), **several)
     options.add_argument("--store", type=Path, default=ROOT / ".bench/recovery-results.jsonl")
@@ -203,11 +217,11 @@ def main() -> int:
     if unknown := {*given.peers, *given.methods} - {*RATES, *METHODS}:
         options.error(f"there is no {', '.join(sorted(unknown))}")
     rows = [Row(peer, peer, {}) for peer in given.peers]
-    crew = Crew(rows, Path(), venv="sparse", worker="peers.dictionaries.worker")
+    crew = Crew(rows, Path(), threads=given.threads, venv="sparse", worker="peers.dictionaries.worker")
     try:
         head = common.header(crew, given.seeds)
         crew.rows = [row for row in rows if not crew[row.peer].cannot]
-        fits = Fits(crew, Store(given.store), given.rows)
+        fits = Fits(crew, Store(given.store), given)
         if not given.no_fits:
             fits.all(given.methods, given.seeds)
         figures = fits.figures(given.methods, given.seeds)

@@ -128,14 +128,11 @@ def seconds_a_row(asked, x, batch):
     return (time.perf_counter() - start) / len(x)
 
 
-def streamed(asked, blocks, batch):
+def streamed(asked, blocks, n_rows, batch):
     """A fit to rows that come in blocks, each seen once, and its seconds."""
-    model = Autoencoder(asked.K, batch_size=batch, learning_rate_init=asked.rate, random_state=0, **settings(asked))
+    rate = {} if asked.rate is None else {"learning_rate_init": asked.rate}
+    model = Autoencoder(asked.K, batch_size=batch, random_state=asked.seed, **rate, **settings(asked))
     start = time.perf_counter()
-    if hasattr(model, "fit_stream"):
-        model.fit_stream(blocks)
-    else:
-        for block in blocks:
-            model.partial_fit(block)
+    model.fit_stream(blocks, n_rows=n_rows)
     seconds = time.perf_counter() - start
     return Trained(model.codec_, model.scaling_), seconds
