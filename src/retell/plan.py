@@ -304,18 +304,14 @@ def _rounded(settings: Settings, codec: Codec, recipe: Recipe, solver: str) -> b
     return settings.precision == "bfloat16" or repays
 
 
-def _thins(settings: Settings, parts: Parts) -> bool:
-    """Whether it is known how many units a row the code has in the end."""
-    return settings.target_fvu is None and (settings.target_l0 is not None or hasattr(parts.code_activation, "k"))
-
-
 def _aim(settings: Settings) -> Aim:
     return Aim(settings.target_l0, settings.target_fvu)
 
 
 def _recipe(settings: Settings, parts: Parts, n: int, codec: Codec) -> Recipe:
     given = settings.batch_size if isinstance(settings.batch_size, int) else None
-    way = auto.way(codec, parts.objective, parts.corruption, parts.constraint, settings.start, n, given)
+    known = settings.target_fvu is None and (settings.target_l0 is not None or hasattr(parts.code_activation, "k"))
+    way = auto.way(codec, parts.objective, parts.corruption, parts.constraint, settings.start, n, given, known=known)
     rate, most, decay = settings.learning_rate_init, settings.max_iter, settings.weight_decay
     far = auto.far(codec, settings.start, parts.constraint)
     return Recipe(
@@ -333,5 +329,5 @@ def _recipe(settings: Settings, parts: Parts, n: int, codec: Codec) -> Recipe:
         betas=way.betas,
         warmup=way.warmup,
         revive=way.revive,
-        first=way.first if _thins(settings, parts) else 0.0,
+        first=way.first,
     )

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from retell.activations import BatchTopK, JumpReLU, TopK
+from retell.codec import Codec
 from retell.solvers.pairs import Block, Pairs, joined
 from retell.solvers.passes import with_ones
 from retell.spread import Work, spread
@@ -27,8 +28,8 @@ class Finder:
 
     Parameters
     ----------
-    squash : Any
-        σ, as the codec has it.
+    codec : Codec
+        Whose σ decides; a dial may give it another one between batches.
     low : Tensor of shape (K, D + 1 or more)
         The encoder's matrix, its bias beside it, as the product reads them.
 
@@ -38,12 +39,16 @@ class Finder:
         The last batch as the product has read it, a one after each row.
     """
 
-    def __init__(self, squash: Any, low: Tensor) -> None:
-        self.squash, self.low = squash, low
+    def __init__(self, codec: Codec, low: Tensor) -> None:
+        self.codec, self.low = codec, low
         self.most = max(64, CELLS // len(low))  # rows of a block
         self.blocks: list[Block] = []  # one a thread
         self.read = low[:0]
         self.guess = 0.0  # what BatchTopK's threshold will be above
+
+    @property
+    def part(self) -> Any:
+        return part_of(self.codec.code_activation)
 
     def __call__(self, x: Tensor, n_threads: int) -> Pairs:
         """Every pair of rows (n, D) that may be active, its value a, by so many threads."""
@@ -67,11 +72,11 @@ class Finder:
         spread(start, n, size, enough=1, most=n_threads)
         found = joined([parts[i] for i in sorted(parts)])
         found = found._replace(values=found.values.to(x.dtype))
-        return self._of_batch(x, found, n_threads) if isinstance(part_of(self.squash), BatchTopK) else found
+        return self._of_batch(x, found, n_threads) if isinstance(self.part, BatchTopK) else found
 
     def _find(self, x: Tensor) -> Callable[[Block, Tensor], Pairs]:
         """What finds the pairs of a block (n, K) of a."""
-        part, tiny = part_of(self.squash), torch.finfo(self.low.dtype).tiny
+        part, tiny = self.part, torch.finfo(self.low.dtype).tiny
         if isinstance(part, TopK):
             return lambda block, a: block.largest(a, int(part.k))
         if isinstance(part, BatchTopK):
@@ -81,13 +86,15 @@ class Finder:
                 self.guess = float(a.float().flatten().kthvalue(a.numel() - int(part.k) * len(a) + 1).values) / 2
             return lambda block, a: block.above(a, a.new_full((1, 1), max(tiny, self.guess)))
         if isinstance(part, JumpReLU):
-            least = (self.squash.threshold.detach().clamp(min=0) - part.bandwidth / 2)[None].to(self.low.dtype)
+            least = (self.codec.code_activation.threshold.detach().clamp(min=0) - part.bandwidth / 2)[None].to(
+                self.low.dtype
+            )
             return lambda block, a: block.above(a, least)
         return lambda block, a: block.above(a, a.new_full((1, 1), tiny))
 
     def _of_batch(self, x: Tensor, found: Pairs, n_threads: int) -> Pairs:
         """The pairs that are among the k N largest of the batch."""
-        wanted, values = int(part_of(self.squash).k) * len(x), found.values.numpy()
+        wanted, values = int(self.part.k) * len(x), found.values.numpy()
         if len(values) < wanted and self.guess > torch.finfo(self.low.dtype).tiny:
             self.guess = self.guess / 2 if self.guess > 1e-3 else torch.finfo(self.low.dtype).tiny
             return self(x, n_threads)

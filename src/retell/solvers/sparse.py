@@ -98,16 +98,11 @@ class Sparse(Descent):
             self._settle(p, torch.zeros(3, *p.shape).to(p))
             p.grad = torch.zeros_like(p)
         self.c, self.c_gradient = decoder.bias.detach(), _gradient_of(decoder.bias)
-        self.finder = Finder(codec.code_activation, self.low)
+        self.finder = Finder(codec, self.low)
         # of a batch x: x̂ - x; for each prefix the sum of its own x̂ - x and those of larger ones
         self.off = self.behind = torch.zeros(0)
         self.threads = torch.get_num_threads()
         self.sums: list[list[Sum]] = [[], []]  # what adds up to the gradients of W and of V
-
-    @property
-    def part(self) -> Any:
-        """σ as it was written, or as a dial has set it."""
-        return part_of(self.squash)
 
     def _settle(self, p: Any, views: Tensor) -> None:
         """The parameter and its moments in memory (3, ...) of ours."""
@@ -210,7 +205,9 @@ class Sparse(Descent):
                 values.append(value)
         if by_each:
             by_h.add_(on, alpha=by_each)
-        self.sums[0] = [self.by_unit.sum(self.finder.read, by_h * on if isinstance(self.part, JumpReLU) else by_h)]
+        self.sums[0] = [
+            self.by_unit.sum(self.finder.read, by_h * on if isinstance(self.finder.part, JumpReLU) else by_h)
+        ]
         for i, (coefficient, term) in enumerate(self.recipe.objective.summands):
             if isinstance(term, AuxK):
                 values[i] = self._revive(term, at(coefficient, self.step))
@@ -221,7 +218,7 @@ class Sparse(Descent):
 
     def _code(self, found: Pairs) -> Tensor:
         """h of each pair (M,)."""
-        if not isinstance(self.part, JumpReLU):
+        if not isinstance(self.finder.part, JumpReLU):
             return found.values
         return found.values * (found.values > self._thresholds(found))
 
@@ -291,16 +288,16 @@ class Sparse(Descent):
     def _observe(self, found: Pairs, active: Pairs, by_h: Tensor, by_step: float) -> None:
         """What the code learns and counts besides."""
         K, n = len(self.V), len(active.starts) - 1
-        if isinstance(self.part, JumpReLU):
-            threshold, width = self._thresholds(found), self.part.bandwidth
+        if isinstance(self.finder.part, JumpReLU):
+            threshold, width = self._thresholds(found), self.finder.part.bandwidth
             window = (found.values - threshold).abs() < width / 2
             by_threshold = (threshold * by_h + by_step) * window / -width
             self.squash.threshold.grad.copy_(torch.bincount(found.units, by_threshold, K))
-        if isinstance(self.part, BatchTopK):
-            self.part.settle(active.values.min() if len(active.values) else None, self.squash)
+        if isinstance(self.finder.part, BatchTopK):
+            self.finder.part.settle(active.values.min() if len(active.values) else None, self.squash)
         if self.counts_idle:
             self.codec.idle += n
-            all_on = not isinstance(self.part, JumpReLU)
+            all_on = not isinstance(self.finder.part, JumpReLU)
             fired = self.by_unit.starts.diff() if all_on else torch.bincount(active.units, active.values > 0, K)
             self.codec.idle[fired > 0] = 0
 
