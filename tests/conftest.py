@@ -1,8 +1,11 @@
 """What files of tests share; and the tables that they record with `record_property`, printed once at the end,
 whatever process ran the test."""
 
+import subprocess
+import sys
 from collections import Counter
 from statistics import median
+from textwrap import indent
 
 import pytest
 import torch
@@ -14,6 +17,45 @@ def two_threads():
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
+
+
+SCRIPT = """
+import sys, threading
+import numpy as np
+from retell import Autoencoder
+
+def anonymous():
+    lines = open("/proc/self/status").read().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("RssAnon"))) / 1024
+
+{before}
+before, peak, done = anonymous(), [0.0], threading.Event()
+
+def watch():
+    while not done.wait(0.005):
+        peak[0] = max(peak[0], anonymous())
+
+watcher = threading.Thread(target=watch)
+watcher.start()
+try:
+{work}
+finally:
+    done.set()
+    watcher.join()
+print(peak[0] - before)
+"""
+
+
+@pytest.fixture(scope="session")
+def peak_of():
+    """peak_of(before, work, *arguments): the most anonymous memory, in MB, that `work` adds to a process of its own."""
+
+    def peak(before, work, *arguments):
+        lines = SCRIPT.format(before=before.strip(), work=indent(work.strip(), "    "))
+        asked = [sys.executable, "-c", lines, *map(str, arguments)]
+        return float(subprocess.run(asked, capture_output=True, text=True, timeout=120, check=True).stdout)
+
+    return peak
 
 
 def pytest_terminal_summary(terminalreporter):

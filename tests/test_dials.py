@@ -95,20 +95,25 @@ def test_saved_model_codes_alike_and_says_what_was_found(rows, kind, tmp_path):
         assert again.objective != CODES[kind][1]
 
 
+def both(make_one, x, folder, n_epochs):
+    """A whole fit, and one that is stopped after some epochs and resumed; their weights are the same bits."""
+    whole, epochs = make_one().fit(x), make_one().fit_epochs(x, checkpoint=folder)
+    for _ in range(n_epochs):
+        next(epochs)
+    epochs.close()
+    resumed = make_one().fit(x, checkpoint=folder)
+    for ours, theirs in zip(resumed.codec_.state_dict().values(), whole.codec_.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs)
+    return whole, resumed
+
+
 @pytest.mark.filterwarnings("ignore:target_.* was not reached")
 @pytest.mark.parametrize(("kind", "target"), list(itertools.product(CODES, ["target_l0", "target_fvu"])))
 def test_resumed_to_the_bit(rows, kind, target, tmp_path, monkeypatch):
     monkeypatch.setattr(retell.training, "EVERY", 0.0)
     given = {target: 4 if target == "target_l0" else 0.2, "max_iter": 4}
-    whole = make(kind, **given).fit(rows[:3000])
-    epochs = make(kind, **given).fit_epochs(rows[:3000], checkpoint=tmp_path)
-    for _ in range(3):
-        next(epochs)
-    epochs.close()
-    resumed = make(kind, **given).fit(rows[:3000], checkpoint=tmp_path)
+    whole, resumed = both(lambda: make(kind, **given), rows[:3000], tmp_path, 3)
     assert (resumed.dialled_, resumed.history_) == (whole.dialled_, whole.history_)
-    for ours, theirs in zip(resumed.codec_.state_dict().values(), whole.codec_.state_dict().values(), strict=True):
-        assert torch.equal(ours, theirs)
 
 
 @pytest.fixture
@@ -158,15 +163,8 @@ def test_thinned_and_resumed_to_the_bit(rows, kind, target, tmp_path, monkeypatc
     monkeypatch.setattr(retell.training, "EVERY", 0.0)
     given = {"target_l0": target, "max_iter": 4, "n_components": 256}
     given |= {"code_activation": "BatchTopK(1)"} if kind == "BatchTopK" else {}
-    whole = make(kind, **given).fit(rows[:3000])
-    epochs = make(kind, **given).fit_epochs(rows[:3000], checkpoint=tmp_path)
-    for _ in range(2):
-        next(epochs)
-    epochs.close()
-    resumed = make(kind, **given).fit(rows[:3000], checkpoint=tmp_path)
+    whole, resumed = both(lambda: make(kind, **given), rows[:3000], tmp_path, 2)
     assert resumed.history_ == whole.history_
-    for ours, theirs in zip(resumed.codec_.state_dict().values(), whole.codec_.state_dict().values(), strict=True):
-        assert torch.equal(ours, theirs)
 
 
 def test_scale_of_the_prior_is_that_of_explain():

@@ -1,7 +1,6 @@
 """Rows of a folder of files: the same model as from memory, in an order that a disk can give."""
 
 import os
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -375,42 +374,22 @@ def test_what_fails_while_reading_ahead_is_told(tmp_path, small_pools, monkeypat
         next(epochs)
 
 
-MEMORY = """
-import sys, threading, time
-from retell import Autoencoder
-import numpy as np
-
-def anonymous():
-    lines = open("/proc/self/status").read().splitlines()
-    return int(next(line.split()[1] for line in lines if line.startswith("RssAnon"))) / 1024
-
+BEFORE = """
 settings = {"hidden_layer_sizes": (), "code_activation": "TopK(2)", "random_state": 0, "max_iter": 1}
 settings |= {"batch_size": 4096, "early_stopping": False}
 Autoencoder(8, **settings).fit(np.random.default_rng(0).normal(size=(500, 256)).astype(np.float16))
-before, peak, done = anonymous(), [0.0], threading.Event()
-
-def watch():
-    while not done.wait(0.005):
-        peak[0] = max(peak[0], anonymous())
-
-watcher = threading.Thread(target=watch)
-watcher.start()
+"""
+WORK = """
 model = Autoencoder(8, **settings).fit(sys.argv[1])
 out = np.lib.format.open_memmap(sys.argv[1] + "/../codes.npy", "w+", np.float32, (600_000, 8))
 model.transform(sys.argv[1], out=out)
-done.set()
-watcher.join()
-print(peak[0] - before)
 """
 
 
-def test_a_fit_of_many_shards_stays_small(tmp_path):
+def test_a_fit_of_many_shards_stays_small(tmp_path, peak_of):
     """307 MB of float16 on disk: the pool of 134 MB, and what steps need; never all rows, let alone as float32."""
     (tmp_path / "x").mkdir()
     block = draw(60_000, 256).astype(np.float16)
     for i in range(10):
         np.save(tmp_path / "x" / f"{i}.npy", block)
-    ran = subprocess.run(
-        [sys.executable, "-c", MEMORY, str(tmp_path / "x")], capture_output=True, text=True, timeout=120, check=True
-    )
-    assert float(ran.stdout) < 300
+    assert peak_of(BEFORE, WORK, tmp_path / "x") < 300

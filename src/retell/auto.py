@@ -16,6 +16,7 @@ from retell.constraints import Free, NonNegative, UnitNorm, UnitRMS
 from retell.corruptions import Nothing
 from retell.dials import many
 from retell.objective import Objective
+from retell.parts import part_of
 from retell.penalties import L1, Contractive, Prior, StudentT
 
 __all__ = [
@@ -204,7 +205,7 @@ def way(
     """
     if shared_out(codec, objective, start, n):
         batch = batch or _power_of_two(n / 16, 4096)
-        level = known and isinstance(_part(codec), BatchTopK | JumpReLU)
+        level = known and isinstance(part_of(codec.code_activation), BatchTopK | JumpReLU)
         rate = (3e-2 if level else 2e-2) * math.sqrt(min(1.0, batch / 4096) * min(1.0, 3072 / codec.n_units))
         return Way(batch, rate, 500, 10, 400, (0.85, 0.95), 0.3, 10.0, many(codec) if level else 0.0)
     is_far = far(codec, start, constraint)
@@ -226,11 +227,6 @@ def shared_out(codec: Codec, objective: Objective, start: str, n: int) -> bool:
     shallow = not (codec.encoder.deep or codec.decoder.deep)
     sparse = codec.code_activation.sparse or L1_code
     return sparse and shallow and start != "random" and n * codec.n_units * len(codec.centre) >= LARGE
-
-
-def _part(codec: Codec) -> Any:
-    """σ as the value that it was written as."""
-    return getattr(codec.code_activation, "part", codec.code_activation)
 
 
 def _power_of_two(near: float, most: int) -> int:

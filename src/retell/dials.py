@@ -31,7 +31,7 @@ from retell.activations import BatchTopK, JumpReLU, ReLU, TopK
 from retell.codec import Codec
 from retell.losses import MSE
 from retell.objective import Objective
-from retell.parts import Bound
+from retell.parts import Bound, part_of
 from retell.penalties import L0, L1
 
 __all__ = ["NO_AIM", "Aim", "Dial", "aimed", "check", "many", "rounded", "settle", "told"]
@@ -78,7 +78,7 @@ def check(aim: Aim, codec: Codec, objective: Objective, inference: str) -> None:
     inference : str
         By which codes are made.
     """
-    part = _part(codec)
+    part = part_of(codec.code_activation)
     if aim.l0 is not None and aim.fvu is not None:
         raise ValueError(f"target_l0={aim.l0:g} and target_fvu={aim.fvu} are two aims for one dial: leave one out")
     if not isinstance(part, ReLU | TopK | BatchTopK | JumpReLU):
@@ -136,7 +136,7 @@ class Dial:
 
     def __init__(self, codec: Codec, objective: Objective, aim: Aim, first: float = 0.0) -> None:
         self.codec, self.given, self.aim, self.first = codec, objective, aim, first
-        k = getattr(_part(codec), "k", None)
+        k = getattr(part_of(codec.code_activation), "k", None)
         self.has_k = k is not None
         self.wanted = float(aim.l0 or k or max(1.0, codec.n_units / 64))
         self.log_m = self.last = 0.0
@@ -167,7 +167,7 @@ class Dial:
         """Set k for the step at a share of the steps; a threshold is then that of the last batch alone."""
         if self.has_k and (self.aim or self.first > self.wanted):
             _set_k(self.codec, round(self.at(done)))
-        if self.thins(done) and isinstance(_part(self.codec), BatchTopK):
+        if self.thins(done) and isinstance(part_of(self.codec.code_activation), BatchTopK):
             self.codec.code_activation.batches.zero_()
 
     def rest(self) -> None:
@@ -198,7 +198,7 @@ class Dial:
         e = math.log(max(l0, 0.1 / self.codec.n_units) / self.at(done))
         self.last, before = e, self.last
         self.log_m = _within(self.log_m + NEAR * (e - before) + gain * _within(e, 1.0), MOST)
-        if isinstance(_part(self.codec), JumpReLU):
+        if isinstance(part_of(self.codec.code_activation), JumpReLU):
             self.codec.code_activation.threshold.detach().mul_(math.exp(NEAR * _within(e, 1.0)))
         else:
             bias = self.codec.encoder.last.bias
@@ -249,7 +249,7 @@ class _Lever:
     """Units a row of rows x (N, D), set by what the code has for it."""
 
     def __init__(self, codec: Codec, x: Tensor) -> None:
-        self.codec, self.x, self.part, self.squash = codec, x, _part(codec), codec.code_activation
+        self.codec, self.x, self.part, self.squash = codec, x, part_of(codec.code_activation), codec.code_activation
         self.a = codec.encoder(codec.fill(x))
         if isinstance(self.part, ReLU):
             self.was = codec.encoder.last.bias.detach().clone()  # type: ignore[union-attr]  # the last map has one
@@ -321,13 +321,8 @@ def rounded(objective: Objective) -> Objective:
     return Objective(tuple((float(f"{c:.3g}") if isinstance(term, L0 | L1) else c, term) for c, term in summands))
 
 
-def _part(codec: Codec) -> Any:
-    squash = codec.code_activation
-    return squash.part if isinstance(squash, Bound) else squash
-
-
 def _set_k(codec: Codec, k: int) -> None:
-    part = _part(codec)
+    part = part_of(codec.code_activation)
     if part.k != k:
         part = type(part)(k)
         if isinstance(codec.code_activation, Bound):

@@ -15,7 +15,7 @@ from torch import Generator, Tensor, nn
 if TYPE_CHECKING:
     from retell.codec import Codec
 
-__all__ = ["Bound", "Corrupted", "Part", "Pass"]
+__all__ = ["Bound", "Corrupted", "Part", "Pass", "part_of"]
 
 
 class Corrupted(NamedTuple):
@@ -186,3 +186,8 @@ class Bound(nn.Module):
 
     def __repr__(self) -> str:
         return repr(self.part)
+
+
+def part_of(squash: Any) -> Any:
+    """A code activation as the value that it was written as, bound or not."""
+    return squash.part if isinstance(squash, Bound) else squash

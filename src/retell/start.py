@@ -146,9 +146,8 @@ def _random_frame(width: int, n_units: int, generator: Generator) -> Tensor:
     return unit
 
 
-def _thin(codec: Codec, x: Tensor) -> None:
+def _thin(codec: Codec, few: Tensor) -> None:
     """Where σ cuts at a level: one that leaves a row `many` active units, not half of all."""
-    few = _few(x, codec.n_units)
     a = codec.encoder(few)
     active = many(codec) * len(few)
     level = a.flatten().kthvalue(a.numel() - active).values.clamp(min=0)

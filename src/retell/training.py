@@ -22,6 +22,7 @@ from retell.corruptions import Nothing
 from retell.descend import Descent, Epoch
 from retell.dials import rounded, settle, told
 from retell.metrics import share
+from retell.parts import part_of
 from retell.plan import Plan
 from retell.rows.blocks import blocks
 from retell.rows.massive import Limit
@@ -131,7 +132,7 @@ class Training:
         plan, aim = self.plan, self.plan.recipe.aim
         x = torch.from_numpy(plan.survey.x_judged)
         found = settle(plan.codec, x, aim)
-        part = getattr(plan.codec.code_activation, "part", plan.codec.code_activation)
+        part = part_of(plan.codec.code_activation)
         objective = rounded(self.descent.dial.objective)
         plan.parts = replace(plan.parts, objective=objective, code_activation=part)
         plan.settings = replace(plan.settings, objective=repr(objective), code_activation=repr(part))

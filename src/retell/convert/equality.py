@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 
 from retell.activations import BatchTopK, Gated, JumpReLU, TopK
 from retell.estimator import Autoencoder
+from retell.parts import part_of
 from retell.seeds import generator
 
 __all__ = ["Equality", "Folder", "compare", "top"]
@@ -121,7 +122,7 @@ def _worst(values: Array) -> float:
 
 def _undecided(a: Tensor, squash: Any, edge: float) -> Tensor:
     """Where (N, K) activations are nearer than `edge` to where their unit jumps."""
-    part = getattr(squash, "part", squash)
+    part = part_of(squash)
     if isinstance(part, TopK):
         if part.k >= a.shape[1]:
             return torch.zeros_like(a, dtype=torch.bool)

@@ -22,7 +22,7 @@ from retell.grammar import read_parts
 from retell.losses import MSE, Nested
 from retell.model_file import Fitted, Model
 from retell.networks import Affine
-from retell.parts import Part
+from retell.parts import Part, part_of
 from retell.plan import build_codec
 from retell.scaling import Scaling
 from retell.settings import Settings
@@ -96,7 +96,7 @@ class Shallow:
             b=b,
             V=V,
             c=c,
-            code=getattr(squash, "part", squash),
+            code=part_of(squash),
             own={name: value.detach().cpu().to(dtype) for name, value in squash.state_dict().items()}
             if isinstance(squash, torch.nn.Module)
             else {},
@@ -179,7 +179,7 @@ def dtype_of(name: str) -> torch.dtype:
 
 def _refuse(model: Autoencoder) -> None:
     """Say why a model can't be written as one affine map each way, if so."""
-    codec, part = model.codec_, getattr(model.codec_.code_activation, "part", model.codec_.code_activation)
+    codec, part = model.codec_, part_of(model.codec_.code_activation)
     hidden = model._model.fitted.encoder or model._model.fitted.decoder
     if codec.encoder.deep or codec.decoder.deep:
         raise ValueError(

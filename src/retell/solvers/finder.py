@@ -14,11 +14,12 @@ from torch import Tensor
 
 from retell.activations import BatchTopK, JumpReLU, TopK
 from retell.codec import Codec
+from retell.parts import part_of
 from retell.solvers.pairs import Block, Pairs, joined
 from retell.solvers.passes import with_ones
 from retell.spread import Work, spread
 
-__all__ = ["Finder", "part_of"]
+__all__ = ["Finder"]
 
 CELLS = 3 * 2**20  # of the (rows, K) matrix that a thread holds
 
@@ -101,8 +102,3 @@ class Finder:
         least = np.partition(values, -wanted)[-wanted] if len(values) > wanted else values.min(initial=0.0)
         self.guess = 0.8 * float(least)
         return found.where(values >= least)
-
-
-def part_of(squash: Any) -> Any:
-    """σ as the value that it was written as, or as a dial has set it."""
-    return getattr(squash, "part", squash)

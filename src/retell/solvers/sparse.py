@@ -11,6 +11,7 @@ stepped is float32.
 from __future__ import annotations
 
 import math
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -24,8 +25,9 @@ from retell.corruptions import Nothing
 from retell.descend import Descent, Moments, Recipe, adamw, clip
 from retell.losses import MSE, Nested
 from retell.objective import at
+from retell.parts import part_of
 from retell.penalties import L0, L1, AuxK
-from retell.solvers.finder import Finder, part_of
+from retell.solvers.finder import Finder
 from retell.solvers.pairs import ByUnit, Pairs, Sum
 from retell.solvers.passes import breadth
 from retell.spread import Work, spread, threads
@@ -137,30 +139,31 @@ class Sparse(Descent):
 
     def _learn(self, rate: float) -> None:
         """The step of each parameter; of units a few at a time, whose gradients no other memory need hold."""
-        recipe, like = self.recipe, self.kinds[0]
         torch._foreach_add_([moments.step for moments in self.moments.values()], 1)
 
-        def start(*, write: bool, step: bool) -> Work:
-            memory = [some.new_empty(UNITS, some.shape[1]) for some in like] if step else []
+        def by_and_by() -> Work:
+            memory = [some.new_empty(UNITS, some.shape[1]) for some in self.kinds[0]]
 
             def work(u: int, v: int) -> None:
-                gradients = [some[u:v] for some in self.gradients] or [some[: v - u] for some in memory]
-                if write:
-                    self._write(gradients, u, v)
-                if step:
-                    self._move(gradients, u, v, rate)
+                gradients = [some[: v - u] for some in memory]
+                self._write(gradients, u, v)
+                self._move(gradients, u, v, rate)
 
             return work
 
-        def units(**what: bool) -> None:
-            spread(lambda: start(**what), len(self.V), UNITS, enough=1, most=self.threads)
+        def write(u: int, v: int) -> None:
+            self._write([some[u:v] for some in self.gradients], u, v)
 
+        def move(u: int, v: int) -> None:
+            self._move([some[u:v] for some in self.gradients], u, v, rate)
+
+        over = partial(spread, n_rows=len(self.V), size=UNITS, enough=1, most=self.threads)
         if self.gradients:
-            units(write=True, step=False)
-            clip([*self.gradients, *(p.grad for p in self.rest)], recipe.clip)
-            units(write=False, step=True)
+            over(lambda: write)
+            clip([*self.gradients, *(p.grad for p in self.rest)], self.recipe.clip)
+            over(lambda: move)
         else:
-            units(write=True, step=True)
+            over(by_and_by)
         moments = [list(kind) for kind in zip(*(self.moments[p] for p in self.rest), strict=True)]
         adamw([p.detach() for p in self.rest], [p.grad for p in self.rest], moments, rate, self.groups[0])
 
