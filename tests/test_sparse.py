@@ -56,8 +56,8 @@ def codec_of(D, K, code, seed=0):
 def recipe_of(objective, constraint, clip=math.inf, revive=0.0):
     return Recipe(
         objective=as_objective(objective), corruption=Nothing(), constraint=constraint, batch_size=64,
-        learning_rate=1e-2, max_iter=5, decay=0.0, n_iter_no_change=3, tol=1e-4, sure=0.0, clip=clip,
-        betas=(0.8, 0.95), revive=revive,
+        learning_rate=2e-2, max_iter=5, decay=0.0, n_iter_no_change=3, tol=1e-4, sure=0.0, clip=clip,
+        betas=(0.8, 0.95), late=0.6, revive=revive,
     )  # fmt: skip
 
 
@@ -245,3 +245,13 @@ def test_bfloat16_finds_as_good_a_code():
         for precision in ("float32", "bfloat16")
     ]
     assert scores[1] > scores[0] - 0.01
+
+
+def test_adams_memory_is_long_while_the_rate_rises_and_shrinks_with_it():
+    descent = Descent(codec_of(6, 20, TopK(3)), recipe_of(MSE(), Free()), 0)
+    descent.end, seen = 100, []
+    for descent.step in (0, 5, 50, 100):
+        rate = descent.recipe.learning_rate * descent.share(20)
+        seen.append(descent.betas(rate))
+    assert [first for first, _ in seen] == pytest.approx([0.8, 0.8, 0.6 + 0.2 * 50 / 90, 0.6])
+    assert {second for _, second in seen} == {0.95}

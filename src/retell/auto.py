@@ -177,6 +177,8 @@ class Way(NamedTuple):
     most: int
     betas: tuple[float, float] = (0.9, 0.999)
     """Of Adam."""
+    late: float = 0.9
+    """What the first of them falls to, with the rate."""
     warmup: float = 0.1
     """Share of the steps in which the rate rises."""
     revive: float = 0.0
@@ -195,9 +197,10 @@ def way(
 ) -> Way:  # fmt: skip
     """The way for n rows, in batches of a given size or of its own.
 
-    Dictionaries of many units that many rows share out take batches up to 4,096, Adam with short memory and a rate
-    that falls with the square root of the units, and raise the biases of units that are idle; BatchTopK and JumpReLU,
-    where it is `known` how many units a row they have in the end, are faster by half and thinned out on the way.
+    Dictionaries of many units that many rows share out take batches up to 4,096, Adam with a short memory that gets
+    shorter as the rate falls, a rate that falls with the square root of the units, and raise the biases of units that
+    are idle; BatchTopK and JumpReLU, where it is `known` how many units a row they have in the end, are faster by half
+    and thinned out on the way.
     Where the way is short, nonlinear paths beside linear ones take batches near 4 √n and some 120 steps. Others take
     batches of n / 16, to 64: 4,000 steps from far off, else 1,500; a rate of 7e-3 for nonlinear paths beside linear
     ones, which take 0.3 of it; 1e-2 for a linear net that starts far off, 4e-2 for a random one without code
@@ -207,7 +210,7 @@ def way(
         batch = batch or _power_of_two(n / 16, 4096)
         level = known and isinstance(part_of(codec.code_activation), BatchTopK | JumpReLU)
         rate = (3e-2 if level else 2e-2) * math.sqrt(min(1.0, batch / 4096) * min(1.0, 3072 / codec.n_units))
-        return Way(batch, rate, 500, 10, 400, (0.85, 0.95), 0.3, 10.0, many(codec) if level else 0.0)
+        return Way(batch, rate, 500, 10, 400, (0.85, 0.93), 0.7, 0.3, 10.0, many(codec) if level else 0.0)
     is_far = far(codec, start, constraint)
     if not is_far and quick(codec, objective, corruption):
         batch = batch or _power_of_two(min(n / 4, 4 * math.sqrt(n)), 1024)

@@ -47,6 +47,8 @@ class Recipe:
     """Norm to which a larger gradient is scaled back."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Of Adam."""
+    late: float = 0.9
+    """What the first of them falls to, with the learning rate."""
     warmup: float = 0.1
     """Share of the steps in which the learning rate rises."""
     revive: float = 0.0
@@ -91,6 +93,7 @@ CELLS = 2**19  # taken at a time: rows may have to be scaled, or to come from a 
 ROWS = 2048  # judged at a time, at most
 EPSILON = 1e-12  # of Adam
 IDLE = 10_000  # rows without activity after which a unit is helped
+LEAST = 0.1  # of the largest learning rate: as fast as that it is helped to the end
 NOTHING = 1e-30  # what a first moment is taken for zero below
 
 
@@ -101,7 +104,6 @@ class Group(NamedTuple):
     share: float
     """Of the learning rate."""
     decay: float
-    betas: tuple[float, float] = (0.9, 0.999)
 
 
 class Moments(NamedTuple):
@@ -117,12 +119,15 @@ class Moments(NamedTuple):
         return cls(torch.zeros_like(p), torch.zeros_like(p), torch.zeros((), device=p.device))
 
 
-def adamw(values: list[Tensor], gradients: list[Any], moments: list[list[Tensor]], rate: float, group: Group) -> None:
+def adamw(
+    values: list[Tensor], gradients: list[Any], moments: list[list[Tensor]], rate: float, betas: tuple[float, float],
+    group: Group,
+) -> None:  # fmt: skip
     """One step in place (Loshchilov & Hutter 2019), by the kernel of `torch.optim.AdamW`; `Moments` side by side,
     whose steps count this one already."""
     means, squares, steps = moments
     torch._fused_adamw_(
-        values, gradients, means, squares, [], steps, lr=rate * group.share, beta1=group.betas[0], beta2=group.betas[1],
+        values, gradients, means, squares, [], steps, lr=rate * group.share, beta1=betas[0], beta2=betas[1],
         weight_decay=group.decay, eps=EPSILON, amsgrad=False, maximize=False,
     )  # fmt: skip
 
@@ -233,7 +238,7 @@ class Descent:
         for group in self.groups:
             some = [p for p in group.parameters if p.grad is not None]
             moments = [list(kind) for kind in zip(*(self.moments[p] for p in some), strict=True)]
-            adamw([p.detach() for p in some], [p.grad for p in some], moments, rate, group)
+            adamw([p.detach() for p in some], [p.grad for p in some], moments, rate, self.betas(rate), group)
         if dictionary is not None:
             with torch.no_grad():
                 recipe.constraint.project(dictionary)
@@ -257,6 +262,13 @@ class Descent:
         """Share of the steps that is over; 1 where they have no end."""
         return self.step / self.end if self.end < math.inf else 1.0
 
+    def betas(self, rate: float) -> tuple[float, float]:
+        """Adam's at a learning rate: from the largest on, the first falls with it, as weights that hardly move need
+        no inertia and lag behind by it."""
+        (first, second), late = self.recipe.betas, self.recipe.late
+        part = 1.0 if self.done < self.recipe.warmup else rate / self.recipe.learning_rate
+        return late + (first - late) * part, second
+
     @property
     def counts_idle(self) -> bool:
         """Whether something asks for rows since each unit was active."""
@@ -268,7 +280,8 @@ class Descent:
         if self.recipe.revive:
             bias = self.codec.encoder.last.bias
             assert bias is not None
-            bias.add_(self.codec.idle >= IDLE, alpha=self.recipe.revive * rate)
+            least = LEAST * self.recipe.learning_rate
+            bias.add_(self.codec.idle >= IDLE, alpha=self.recipe.revive * max(rate, least))
 
     def share(self, steps: int) -> float:
         """What part of the largest learning rate to use now: up for a share of the way, then down to zero.
@@ -424,7 +437,7 @@ class Descent:
         for parameter in self.parameters.values():
             decay = self.recipe.decay if id(parameter) in beside else 0.0
             groups.setdefault((0.3 if id(parameter) in linear else 1.0, decay), []).append(parameter)
-        return [Group(some, share, decay, self.recipe.betas) for (share, decay), some in groups.items()]
+        return [Group(some, share, decay) for (share, decay), some in groups.items()]
 
     def _keep(self) -> None:
         """These parameters are the best so far."""

@@ -327,6 +327,7 @@ def _recipe(settings: Settings, parts: Parts, n: int, codec: Codec) -> Recipe:
         aim=_aim(settings),
         sure=0.0 if far or not parts.objective.loss_is_of_rows else auto.SURE,
         betas=way.betas,
+        late=way.late,
         warmup=way.warmup,
         revive=way.revive,
         first=way.first,

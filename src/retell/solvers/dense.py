@@ -119,7 +119,7 @@ class Dense(Descent):
         if self.held is not None:
             recipe.constraint.tangent(*self.held)
         for stretch in self.stretches:
-            stretch.step(rate)
+            stretch.step(rate, self.betas(rate))
         if self.held is not None:
             recipe.constraint.project(self.held[0])
         if self.dial:
@@ -296,9 +296,9 @@ class Stretch:
         if len(self.low):
             self.low.copy_(self.high)
 
-    def step(self, rate: float) -> None:
+    def step(self, rate: float, betas: tuple[float, float]) -> None:
         self.moments.step.add_(1)
-        adamw([self.value], [self.gradient], self.kinds, rate, self.group)
+        adamw([self.value], [self.gradient], self.kinds, rate, betas, self.group)
 
 
 def _block(p: Tensor, *, rounded: bool) -> tuple[int, int]:

@@ -165,7 +165,14 @@ class Sparse(Descent):
         else:
             over(by_and_by)
         moments = [list(kind) for kind in zip(*(self.moments[p] for p in self.rest), strict=True)]
-        adamw([p.detach() for p in self.rest], [p.grad for p in self.rest], moments, rate, self.groups[0])
+        adamw(
+            [p.detach() for p in self.rest],
+            [p.grad for p in self.rest],
+            moments,
+            rate,
+            self.betas(rate),
+            self.groups[0],
+        )
 
     def _write(self, gradients: list[Tensor], u: int, v: int) -> None:
         """The gradients of W and V at the units from u up to v."""
@@ -181,7 +188,7 @@ class Sparse(Descent):
     def _move(self, gradients: list[Tensor], u: int, v: int, rate: float) -> None:
         """The step of W and V at the units from u up to v."""
         values, *moments = [[some[u:v] for some in kind] for kind in self.kinds]
-        adamw(values, gradients, [*moments, self.steps], rate, self.groups[0])
+        adamw(values, gradients, [*moments, self.steps], rate, self.betas(rate), self.groups[0])
         self.recipe.constraint.project(values[1].T)
         self.low[u:v].copy_(values[0])
 
