@@ -66,8 +66,6 @@ def measure(crew: Crew, given: argparse.Namespace, store: Store, figures: Figure
             frontier.run(crew, store, list(frontier.first(crew, labels, given.codes)))
             frontier.run(crew, store, list(frontier.further(crew, labels, given.codes, store, given.seeds)))
         figures["frontier"] = measures.levels(crew, store, labels, given.seeds)
-        figures["dead"] = max((measures.silent(crew, store, label) for label in labels if label in frontier.OWN),
-                              default=float("nan"))  # fmt: skip
         figures["in time"] = measures.in_time(crew, store, labels, figures)
         show.levels(figures["frontier"])
         show.in_time(figures["in time"])

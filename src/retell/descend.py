@@ -93,7 +93,7 @@ CELLS = 2**19  # taken at a time: rows may have to be scaled, or to come from a 
 ROWS = 2048  # judged at a time, at most
 EPSILON = 1e-12  # of Adam
 IDLE = 10_000  # rows without activity after which a unit is helped
-LEAST = 0.1  # of the largest learning rate: as fast as that it is helped to the end
+LEAST = 0.15  # of the largest learning rate: as fast as that it is helped to the end
 NOTHING = 1e-30  # what a first moment is taken for zero below
 
 

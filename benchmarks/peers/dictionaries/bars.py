@@ -23,7 +23,7 @@ def judge(figures: Figures) -> list[Wanted]:
         beyond = mine.get("peak_mb", math.nan) - mine.get("own_mb", math.nan)
         found.append(Wanted("TopK(32), K = 12288: MB of a step beyond what it must hold", beyond, 60, True))
     if "frontier" in figures:
-        found += frontier(figures["frontier"], figures.get("dead", math.nan))
+        found += frontier(figures["frontier"])
     found += [Wanted(f"{name}: off by", one["off"], 0.05, True) for name, one in figures.get("dials", {}).items()]
     return found
 
@@ -40,7 +40,7 @@ def steps(cell: str, f: Figures, most: float, peers: dict[str, float]) -> list[W
     return found
 
 
-def frontier(f: Figures, dead: float) -> list[Wanted]:
+def frontier(f: Figures) -> list[Wanted]:
     """Least FVU at each L0 over codes, retell's over the peers'."""
     found = []
     for level in map(str, LEVELS):
@@ -54,4 +54,6 @@ def frontier(f: Figures, dead: float) -> list[Wanted]:
             found.append(Wanted(f"L0 = {level}: least FVU, retell / best peer", figure, 1.0, True))
     default = f.get("retell, defaults, TopK", {}).get("32", {}).get("fvu", math.nan)
     found.append(Wanted("TopK(32) with defaults: FVU", default, 0.150, True))
+    dead = max((at["dead"] for name, row in f.items() if name.startswith("retell") for at in row.values()),
+               default=math.nan)  # fmt: skip
     return [*found, Wanted(f"dead units, at most, of {', '.join(CODES)}", dead, 0.01, True)]

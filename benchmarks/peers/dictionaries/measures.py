@@ -131,7 +131,8 @@ def matched(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def levels(crew: Crew, store: Store, labels: list[str], seeds: int) -> Figures:
-    """FVU at each L0: of each label and code the mean over seeds at its best rate, how many seeds, and dead units."""
+    """FVU at each L0: of each label and code the mean over seeds at its best rate, how many seeds, and the dead
+    units of the seed that has most of them."""
     figures: Figures = {}
     for code in frontier.CODES:
         for label in labels:
@@ -145,25 +146,19 @@ def levels(crew: Crew, store: Store, labels: list[str], seeds: int) -> Figures:
                 rate = min(known, key=lambda r: known[r])
                 each = [frontier.at(crew, store, label, code, level, rate, seed) for seed in range(seeds)]
                 each = [fvu for fvu in each if not math.isnan(fvu)]
-                row[str(level)] = {"fvu": mean(each), "each": each, "rate": rate,
-                                   "dead": dead(crew, store, label, code, level, rate)}  # fmt: skip
+                silent = [dead(crew, store, label, code, level, rate, seed) for seed in range(len(each))]
+                row[str(level)] = {"fvu": mean(each), "each": each, "rate": rate, "dead": max(silent)}
             if row:
                 figures[f"{label}, {code}"] = row
     return figures
 
 
-def dead(crew: Crew, store: Store, label: str, code: str, level: float, rate: float | None) -> float:
+def dead(crew: Crew, store: Store, label: str, code: str, level: float, rate: float | None, seed: int) -> float:
     """Share of dead units at an L0, between the fits next to it."""
-    done = [store.fits.get(key(frontier.unit(crew, label, code, amount, rate, 0)))
+    done = [store.fits.get(key(frontier.unit(crew, label, code, amount, rate, seed)))
             for amount in crew[label.split(",")[0]].hello["codes"].get(code, ())]  # fmt: skip
     points = sorted((one["l0"], one["dead"]) for one in done if one and "cannot" not in one)
     return float(np.interp(level, *zip(*points, strict=True))) if points else math.nan
-
-
-def silent(crew: Crew, store: Store, label: str) -> float:
-    """The largest share of dead units of a label's fits, of its sources as they are."""
-    version = frontier.unit(crew, label, "TopK", 0, None, 0)["version"]
-    return max((one["dead"] for one in store.found(library=label, version=version)), default=math.nan)
 
 
 def in_time(crew: Crew, store: Store, labels: list[str], figures: Figures) -> Figures:
