@@ -12,6 +12,7 @@ import torch
 from sklearn.base import clone
 from sklearn.datasets import load_digits
 
+import retell.solvers.dense
 import retell.training
 from retell import MSE, Autoencoder, Codec, Free, Nothing, Objective, Part, Term, parse
 from retell.descend import Descent, Recipe
@@ -149,6 +150,41 @@ def test_three_steps_are_those_of_autograd(first):
 def assert_close(one, other, size, text):
     off = float((one - other).abs().max() / size)
     assert off <= 1e-10, f"{off:.2g} {text}"
+
+
+@pytest.mark.parametrize("cells", [1, 5 * D, 100 * D])
+def test_rows_are_judged_as_descend_judges_them(monkeypatch, cells):
+    monkeypatch.setattr(retell.solvers.dense, "JUDGED", cells)
+    judged = 0
+    for trial in range(0, TRIALS, 4):
+        codec, recipe, x, text = problem(trial)
+        slow, fast = Descent(deepcopy(codec), recipe, 0), Dense(codec, recipe, 0)
+        for rows in (x, x, x[:7]):
+            expected, got = slow.evaluate(rows), fast.evaluate(rows)
+            assert_close(got.rows, expected.rows, expected.rows.abs().max(), text)
+            assert got.terms == pytest.approx(expected.terms, rel=1e-10)
+            assert got.score == pytest.approx(expected.score, rel=1e-10)
+            for each in (slow, fast):
+                each.one_epoch(x, constant_rate=True)
+        judged += hasattr(fast, "judge")
+    assert judged >= 20
+
+
+def test_rounded_products_do_not_judge():
+    codec, recipe, x, _ = problem(0)
+    codec = codec.float()
+    fast = Dense(codec, recipe, 0, rounded=True)
+    fast.stretches[0].low = torch.zeros(1, dtype=torch.bfloat16)
+    fast.evaluate(x.float())
+    assert not hasattr(fast, "judge")
+
+
+def test_some_of_many_held_out_rows_judge(monkeypatch):
+    asked, real = [], Descent.evaluate
+    monkeypatch.setattr(retell.training, "JUDGES", 50)
+    monkeypatch.setattr(Descent, "evaluate", lambda self, x: asked.append(len(x)) or real(self, x))
+    make(solver="descend", max_iter=1, validation_fraction=0.2).fit(DIGITS)
+    assert asked == [45] * 2  # every eighth of 359
 
 
 def test_rows_with_and_without_holes_may_take_turns():

@@ -63,6 +63,56 @@ def test_moments_are_numpys(small_blocks, dtype):
     assert not found.holes
 
 
+@pytest.fixture
+def shared(monkeypatch):
+    """For each stretch of rows that is looked at: whether other threads look at others meanwhile."""
+    seen, real = [], retell.moments._Look.__init__
+
+    def noted(self, *asked, shared):
+        seen.append(shared)
+        real(self, *asked, shared=shared)
+
+    monkeypatch.setattr(retell.moments._Look, "__init__", noted)
+    return seen
+
+
+@pytest.fixture
+def count_threads():
+    """Sets how many threads there are, for a test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_moments_do_not_depend_on_the_number_of_threads(small_blocks, shared, count_threads, dtype):
+    rows, found = draw(dtype=dtype) + dtype(3), []
+    for count in (1, 2, 3):
+        count_threads(count)
+        found.append(Moments.of(rows, np.arange(7), products=dtype))
+    assert shared == [True] * 8 * 3
+    for other in found[1:]:
+        np.testing.assert_array_equal(found[0].S, other.S)
+        np.testing.assert_array_equal(found[0].mean, other.mean)
+    np.testing.assert_array_equal(found[0].S, found[0].S.T)
+
+
+def test_wide_rows_are_left_to_the_threads_of_the_algebra_where_those_are_more(small_blocks, shared, count_threads):
+    rows, found = draw(300, 520), []
+    for count in (4, 5):
+        count_threads(count)
+        found.append(Moments.of(rows, np.arange(0)).S)
+    assert shared == [True] * 4 + [False]
+    np.testing.assert_allclose(*found, rtol=1e-10, atol=1e-12)
+
+
+def test_an_infinite_cell_is_named_whichever_thread_finds_it(small_blocks):
+    rows = draw()
+    rows[[1200, 2900], [3, 1]] = np.inf
+    with pytest.raises(ValueError, match="row 1200, column 3"):
+        Moments.of(rows, np.arange(0))
+
+
 @pytest.mark.parametrize("every", [7, 250])
 def test_correlations_of_some_rows_with_the_variances_of_all(small_blocks, every):
     rows = draw(30_000)
@@ -195,8 +245,8 @@ def test_a_closed_form_reads_its_rows_once(tmp_path, monkeypatch, small_blocks, 
     file, read = mapped(tmp_path, rows), []
     real = retell.rows.blocks.blocks
 
-    def counted(rows, size=None):
-        for start, block in real(rows, size):
+    def counted(rows, *where):
+        for start, block in real(rows, *where):
             read.append(block.size)
             yield start, block
 

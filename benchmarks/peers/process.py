@@ -13,6 +13,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
+PAUSE = 0.1  # seconds for which threads of the one asked before may go on turning, on cores that this one needs
 
 
 class Process:
@@ -52,6 +53,7 @@ class Process:
         if self.cannot:
             return {"cannot": self.cannot}
         assert self.child.stdin
+        time.sleep(PAUSE)
         self.child.stdin.write((json.dumps({"do": do, **what}) + "\n").encode())
         self.child.stdin.flush()
         return self.answer(limit)

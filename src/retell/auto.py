@@ -213,7 +213,7 @@ def way(
         return Way(batch, rate, 500, 10, 400, (0.85, 0.93), 0.7, 0.3, 10.0, many(codec) if level else 0.0)
     is_far = far(codec, start, constraint)
     if not is_far and quick(codec, objective, corruption):
-        batch = batch or _power_of_two(min(n / 4, 4 * math.sqrt(n)), 1024)
+        batch = batch or _power_of_two(min(n / 4, 4 * math.sqrt(n)), 2048)
         return Way(batch, 3e-2 * math.sqrt(min(1.0, batch / 256)), 120, 10, 60)
     batch = batch or _power_of_two(n / 16, 64)
     rate = 2e-3

@@ -304,9 +304,7 @@ class Descent:
         size = min(ROWS, max(64, CELLS // self.codec.n_units))
         blocks = range(0, len(x), size)
         if x is not self.judges:
-            self.judges, self.explained = x, Explained(self.codec.centre.double().cpu().numpy())
-            for i in blocks:
-                self.explained.see(x[i : i + size].double().cpu().numpy())
+            self.judges, self.explained = x, self.explain(x)
         rows: dict[str, list[Tensor]] = {name: [] for name in recipe.objective.names}
         error = torch.zeros((), dtype=torch.float64, device=x.device)
         for i in blocks:
@@ -321,6 +319,13 @@ class Descent:
         each = {name: torch.cat(values) for name, values in rows.items()}
         terms = {name: float(values.mean()) for name, values in each.items()}
         return Judgement(terms, torch.stack(list(each.values())).sum(0), self.explained.score)
+
+    def explain(self, x: Tensor) -> Explained:
+        """How much there is to explain in the rows that judge."""
+        explained, size = Explained(self.codec.centre.double().cpu().numpy()), max(1, CELLS // x.shape[1])
+        for i in range(0, len(x), size):
+            explained.see(x[i : i + size].double().cpu().numpy())
+        return explained
 
     def restore_best(self) -> None:
         """Put the best parameters back: those of the best epoch if it is better than the start beyond doubt."""

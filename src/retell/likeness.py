@@ -69,10 +69,11 @@ def warn_unlike(rows: Array, scaling: Scaling, norms: Norms | None) -> None:
 
 def _sizes(off: Array) -> Array:
     """r of the rows that have any cell."""
-    seen = ~np.isnan(off)
-    count = seen.sum(1)
-    squares = np.where(seen, off, 0.0) ** 2
-    sizes: Array = np.sqrt(squares.sum(1)[count > 0] / count[count > 0])
+    sums, count = np.einsum("nd,nd->n", off, off), np.full(len(off), off.shape[1])
+    if not np.isfinite(sums).all():  # holes, which are slower
+        seen = ~np.isnan(off)
+        sums, count = (np.where(seen, off, 0.0) ** 2).sum(1), seen.sum(1)
+    sizes: Array = np.sqrt(sums[count > 0] / count[count > 0])
     return sizes
 
 

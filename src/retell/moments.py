@@ -3,27 +3,33 @@
     n S = Σ_b [ Σ_{i in b} (x_i - m_b)(x_i - m_b)ᵀ + n_b (m_b - m)(m_b - m)ᵀ ]
 
 b are blocks of rows, m_b their means. Within a block products are exact to the digits of their type, sums over
-blocks are float64.
+blocks are float64. Several threads sum a stretch of the rows each, of a size that the rows' alone decides.
 """
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from scipy.linalg.blas import dsyrk, ssyrk
 
 from retell.rows.arrays import check_finite
-from retell.rows.blocks import blocks, rows_a_block
+from retell.rows.blocks import blocks, in_memory, rows_a_block
 from retell.scaling import Scaling, robust_moments, without_rounding
+from retell.spread import WIDE, calm
+from retell.spread import spread as spread_out
 
 __all__ = ["Moments"]
 
 Array = npt.NDArray[Any]
 
 SQUARES = {"float32": (1e-30, 1e30), "float64": (1e-200, 1e200)}  # variances between which no product is lost
+STRETCHES = 8  # that several threads take in turn
+HELD = 2**21  # cells of the sums of all stretches
 
 
 @dataclass(frozen=True)
@@ -78,27 +84,15 @@ class Moments:
         ValueError
             If a cell is infinite.
         """
-        width, holes, sound = rows.shape[1], False, True
-        whole = covariance and every == 1
-        sums, some = _Sums(width, products, covariance=whole), _Sums(width, products)
-        kept, low, high = np.empty((len(keep), width), rows.dtype), np.full(width, np.nan), np.full(width, np.nan)
-        for start, block in blocks(rows, rows_a_block(width) * 8 // np.dtype(products).itemsize):
-            sound = sound and sums.add(block)
-            if sound and covariance and not whole:
-                some.add(block[-start % every :: every])
-            if not sound:
-                check_finite(block, names, first=start)
-                holes = holes or bool(np.isnan(block).any())
-            if extent:
-                low, high = np.fmin(low, np.fmin.reduce(block, 0)), np.fmax(high, np.fmax.reduce(block, 0))
-            here = slice(*np.searchsorted(keep, [start, start + len(block)]))
-            kept[here] = block[keep[here] - start]
-        mean, spread, S = sums.moments() if sound else (*robust_moments(rows), None)
-        if sound and not sums.safe(spread):
+        asked = _Asked(keep, names, covariance, extent, np.dtype(products), every)
+        kept = np.empty((len(keep), rows.shape[1]), rows.dtype)
+        found = _looked(rows, asked, kept)
+        mean, spread, S = found.sums.moments() if found.sound else (*robust_moments(rows), None)
+        if found.sound and not found.sums.safe(spread):
             mean, spread, S = *robust_moments(rows), None
-        elif sound and covariance and not whole:
-            S = _with_variances(some.moments()[2], spread**2)
-        return cls(mean, spread, low, high, S, holes, kept)
+        elif found.sound and covariance and every > 1:
+            S = _with_variances(found.some.moments()[2], spread**2)
+        return cls(mean, spread, found.low, found.high, S, found.holes, kept)
 
     def scaled(self, rows: Array, scaling: Scaling) -> Array:
         """The second moments (D, D) of the scaled rows about the scaling's centre; rows are read only without S."""
@@ -116,6 +110,76 @@ class Moments:
         return S + np.outer(off, off) if off.any() else S
 
 
+class _Asked(NamedTuple):
+    """What is asked of the rows, as `Moments.of` says it."""
+
+    keep: Array
+    names: Any
+    covariance: bool
+    extent: bool
+    products: np.dtype[Any]
+    every: int
+
+
+class _Look:
+    """What a stretch of the rows has shown."""
+
+    def __init__(self, width: int, asked: _Asked, *, shared: bool) -> None:
+        whole = asked.covariance and asked.every == 1
+        self.asked, self.sound, self.holes = asked, True, False
+        self.sums = _Sums(width, asked.products, covariance=whole, shared=shared)
+        self.some = _Sums(width, asked.products, covariance=asked.covariance and not whole, shared=shared)
+        self.low, self.high = np.full(width, np.nan), np.full(width, np.nan)
+
+    def add(self, start: int, block: Array, kept: Array) -> None:
+        """Look at the rows (n, D) from the one with the number `start` on."""
+        asked = self.asked
+        self.sound = self.sound and self.sums.add(block)
+        if self.sound and asked.covariance and asked.every > 1:
+            self.some.add(block[-start % asked.every :: asked.every])
+        if not self.sound:
+            check_finite(block, asked.names, first=start)
+            self.holes = self.holes or bool(np.isnan(block).any())
+        if asked.extent:
+            self._extend(np.fmin.reduce(block, 0), np.fmax.reduce(block, 0))
+        here = slice(*np.searchsorted(asked.keep, [start, start + len(block)]))
+        block.take(asked.keep[here] - start, axis=0, out=kept[here], mode="clip")
+
+    def join(self, other: _Look) -> None:
+        """Take in what the next stretch has shown."""
+        self.sound, self.holes = self.sound and other.sound, self.holes or other.holes
+        self.sums.join(other.sums)
+        self.some.join(other.some)
+        self._extend(other.low, other.high)
+
+    def _extend(self, low: Array, high: Array) -> None:
+        self.low, self.high = np.fmin(self.low, low), np.fmax(self.high, high)
+
+
+def _looked(rows: Array, asked: _Asked, kept: Array) -> _Look:
+    """One look at all rows, by several threads where that is faster than products on several."""
+    n, width = rows.shape
+    size, looks = rows_a_block(width), {}  # type: int, dict[int, _Look]
+    most = min(STRETCHES, n // size, HELD // width**2) if in_memory(rows) else 1
+    most = 1 << most.bit_length() >> 1  # that two threads share evenly
+    shared = most > 1 and (width < WIDE or torch.get_num_threads() <= most)
+    if asked.products == np.float32:
+        size = max(size, 6 * width) if shared else 2 * size  # to add up (D, D) products takes as long as some rows
+
+    def look(i: int, j: int) -> None:
+        found = looks[i] = _Look(width, asked, shared=shared)
+        for start, block in blocks(rows, size, i, j):
+            found.add(start, block, kept)
+        found.sums.room = found.some.room = np.empty((0, width))  # held by so many only as there are threads
+
+    with calm(1) if shared else nullcontext():
+        spread_out(lambda: look, n, -(-n // most) if shared else n, enough=1)
+    first, *others = (looks[i] for i in sorted(looks))
+    for other in others:
+        first.join(other)
+    return first
+
+
 class _Sums:
     """Sums of products, a block at a time.
 
@@ -127,15 +191,20 @@ class _Sums:
         float32 or float64.
     covariance : bool, default=True
         Whether products of different columns are wanted.
+    shared : bool, default=False
+        Whether other threads are at work, which SciPy's products would keep waiting.
     """
 
-    def __init__(self, width: int, products: npt.DTypeLike = np.float64, *, covariance: bool = True) -> None:
-        self.products, self.covariance = np.dtype(products), covariance
+    def __init__(
+        self, width: int, products: npt.DTypeLike = np.float64, *, covariance: bool = True, shared: bool = False
+    ) -> None:
+        self.products, self.covariance, self.shared = np.dtype(products), covariance, shared
         self.within = np.zeros((width, width) if covariance else width, order="F")
         self.sizes: list[int] = []
         self.means: list[Array] = []
         self.about: list[Array] = []  # what was subtracted: the means, rounded
         self.room = np.empty((0, width), products)
+        self.one = np.zeros(self.within.shape, products, order="F")  # of one block
         self.vanished = False
 
     def add(self, block: Array) -> bool:
@@ -143,7 +212,7 @@ class _Sums:
         if not len(block):
             return True
         with np.errstate(over="ignore", invalid="ignore"):
-            mean = block.mean(0, dtype=float)
+            mean = np.einsum("nd->d", block, dtype=float) / len(block)  # faster than its mean
             if not np.isfinite(mean).all():
                 return False
             about = mean.astype(self.products)
@@ -157,6 +226,14 @@ class _Sums:
         self.means.append(mean)
         self.about.append(about)
         return True
+
+    def join(self, other: _Sums) -> None:
+        """Add the sums over other rows."""
+        self.within += other.within
+        self.vanished = self.vanished or other.vanished
+        self.sizes += other.sizes
+        self.means += other.means
+        self.about += other.about
 
     def safe(self, spread: Array) -> bool:
         """Whether no square has vanished or overflowed on the way to these standard deviations (D,)."""
@@ -179,10 +256,11 @@ class _Sums:
         if not self.covariance:
             variance = (self.within + (between**2).sum(0) - (rounded**2).sum(0)) / n
             return mean, without_rounding(mean, np.sqrt(np.maximum(variance, 0.0))), None
-        lower = self.within
+        lower = np.triu(self.within.T).T if self.shared else self.within
         for sign, some in ((1.0, between), (-1.0, rounded)):
             if some.any():
-                lower = dsyrk(sign, some.T, beta=1.0, c=lower, lower=1)
+                own = lower is not self.within
+                lower = dsyrk(sign, some.T, beta=1.0, c=lower, overwrite_c=own, lower=1)
         S = lower + lower.T
         S /= n
         S[np.diag_indices_from(S)] /= 2
@@ -194,10 +272,13 @@ class _Sums:
     def _multiply(self, x: Array) -> None:
         if not self.covariance:
             self.within += np.einsum("nd,nd->d", x, x, dtype=float)
+        elif self.shared:
+            self.within += np.matmul(x.T, x, out=self.one.T)
         elif self.products == np.float64:
             self.within = dsyrk(1.0, x.T, beta=1.0, c=self.within, overwrite_c=1, lower=1)
         else:
-            self.within += ssyrk(1.0, x.T, lower=1)
+            self.one = ssyrk(1.0, x.T, beta=0.0, c=self.one, overwrite_c=1, lower=1)
+            self.within += self.one
 
 
 def _with_variances(S: Array | None, variances: Array) -> Array:

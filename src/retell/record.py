@@ -114,23 +114,24 @@ def _of_rows(plan: Plan) -> _Account:
     codec, seen, how = plan.codec, plan.survey, plan.settings.inference
     some = np.union1d(spaced(range(len(seen.rows)), enough(seen.rows.shape[1])), seen.judged)
     x = seen.scaling.to(take(seen.rows, some))
-    x_hat, codes = _through(plan, x, "encoder")
+    reader = Reader(codec, plan.parts.objective, plan.parts.constraint)
+    x_hat, codes = _through(reader, x, "encoder")
     codec.rms.copy_(torch.from_numpy(np.sqrt(codes.mean_square + torch.finfo(codec.rms.dtype).eps)))
     if how != "encoder":  # such codes depend on what counts as one
-        x_hat, codes = _through(plan, x, how)
-    reader = Reader(codec, plan.parts.objective, plan.parts.constraint)
-    judged, trained = np.isin(some, seen.judged), ~np.isin(some, plan.held_out)
+        reader = Reader(codec, plan.parts.objective, plan.parts.constraint)
+        x_hat, codes = _through(reader, x, how)
+    judged, held_out = (np.isin(some, those, assume_unique=True) for those in (seen.judged, plan.held_out))
     return _Account(
         Density.of(noise(x[judged] - x_hat[judged]), codes.mean, codes.covariance),
         explained_variance(x[judged], x_hat[judged]),
-        explained_variance(x[trained], x_hat[trained]),
+        explained_variance(x[~held_out], x_hat[~held_out]),
         lambda rows: reader.reconstruct(rows, how),
     )
 
 
-def _through(plan: Plan, x: Array, how: str) -> tuple[Array, Tally]:
+def _through(reader: Reader, x: Array, how: str) -> tuple[Array, Tally]:
     """Reconstructions of scaled rows, and what is to be known of their codes; wide ones a few at a time."""
-    reader, K = Reader(plan.codec, plan.parts.objective, plan.parts.constraint), plan.codec.n_units
+    K = reader.codec.n_units
     x_hat, codes = np.empty(x.shape), Tally(K)
     for i, some in blocks(x, len(x) if K <= WIDE else rows_a_block(K)):
         h = reader.encode(some, how)

@@ -82,7 +82,8 @@ class Scaling:
 
     def to(self, rows: Array) -> Array:
         """Rows in the scaled space, float64."""
-        return (np.asarray(rows, np.float64) - self.shift) / self.factor
+        x: Array = np.subtract(rows, self.shift, dtype=np.float64)
+        return np.divide(x, self.factor, out=x)
 
     def back(self, x: Array) -> Array:
         """Rows in their own units, float64."""

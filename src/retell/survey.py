@@ -31,7 +31,7 @@ Array = npt.NDArray[Any]
 
 MOST_FACTORS = 32  # a row's posterior is a matrix of as many rows and columns
 WIDE = 4096  # columns up to which their covariance is held
-LONG = 2**30  # products of two cells from which on float32 saves time that can be felt
+LONG = 2**29  # products of two cells from which on float32 saves time that can be felt
 SAMPLE = 2**16  # rows that are enough for a covariance of which factors are made, and nothing else
 RESOLVED = 1e-2  # of the largest eigenvalue: what float32 products give to six digits
 

@@ -36,7 +36,7 @@ def rows_a_block(width: int) -> int:
     return max(1, CELLS // width)
 
 
-def blocks(rows: Array, size: int | None = None) -> Iterator[tuple[int, Array]]:
+def blocks(rows: Array, size: int | None = None, first: int = 0, end: int | None = None) -> Iterator[tuple[int, Array]]:
     """The number of a block's first row, and the block, a view that is good until the next one is asked for.
 
     Parameters
@@ -44,10 +44,13 @@ def blocks(rows: Array, size: int | None = None) -> Iterator[tuple[int, Array]]:
     rows : ndarray or Shards of shape (N, D)
     size : int, optional
         Rows a block; some 8 MB of float64 by default.
+    first, end : int, optional
+        The rows to go through; all by default.
     """
     size = size or rows_a_block(rows.shape[1])
-    for start in range(0, len(rows), size):
-        block = rows[start : start + size]
+    end = len(rows) if end is None else end
+    for start in range(first, end, size):
+        block = rows[start : min(start + size, end)]
         yield start, block
         release(block)
 

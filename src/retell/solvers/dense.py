@@ -19,7 +19,7 @@ from retell.activations import Identity, ReLU, Sigmoid, Tanh
 from retell.codec import Codec
 from retell.constraints import Free, NonNegative, UnitNorm, UnitRMS
 from retell.corruptions import Nothing
-from retell.descend import Descent, Group, Moments, Recipe, adamw
+from retell.descend import Descent, Group, Judgement, Moments, Recipe, adamw
 from retell.losses import MSE
 from retell.objective import Objective, at, mean, total_weight, value_of
 from retell.parts import Pass
@@ -31,6 +31,7 @@ __all__ = ["Dense", "why_not"]
 
 mse_backward = torch.ops.aten.mse_loss_backward.grad_input
 LARGE = 2**14  # weights of a layer from which bfloat16 gains more by products than it loses by casts
+JUDGED = 2**17  # cells at a time
 SMALL = 2**21  # multiplications in a product up to which a second thread costs more than it saves
 SQUARED = {kind: SQUASHES[kind.__name__.lower()] for kind in (Identity, ReLU, Sigmoid, Tanh)}
 
@@ -97,7 +98,7 @@ class Dense(Descent):
         self.holed = True
 
     def one_epoch(self, x: Tensor, *, constant_rate: bool = False) -> dict[str, float]:
-        holed = bool(x.isnan().any()) if isinstance(x, Tensor) else x.holed
+        holed = _holed(x)
         if holed != self.holed:  # memory for the one way is none for the other
             self.holed, self.works = holed, {}
         with threads(self.threads):
@@ -112,6 +113,21 @@ class Dense(Descent):
         for value in self.parameters.values():
             value.data, value.grad = value.data.clone(), None
         super().restore_best()
+
+    @torch.no_grad()
+    def evaluate(self, x: Tensor) -> Judgement:
+        if not self.alone or _holed(x) or any(len(stretch.low) for stretch in self.stretches):
+            return super().evaluate(x)
+        if x is not self.judges:
+            self.judges, self.explained = x, self.explain(x)
+            self.judge = Squares(self.codec, self._places(), max(1, min(len(x), JUDGED // x.shape[1])))
+        rows = torch.empty(len(x), dtype=torch.float64)
+        for i in range(0, len(x), len(self.judge.y)):
+            some = x[i : i + len(self.judge.y)]
+            off = self.judge.forward(some)[: len(some)] - some
+            rows[i : i + len(some)] = off.square_().mean(1)
+        self.explained.error = float(rows.sum()) * x.shape[1]
+        return Judgement({self.recipe.objective.names[0]: float(rows.mean())}, rows, self.explained.score)
 
     def one_step(self, x: Tensor, noise: Generator, rate: float) -> list[Tensor]:
         recipe = self.recipe
@@ -182,9 +198,11 @@ class Dense(Descent):
 
     def _work(self, kind: type[Work] | type[Squares], n: int) -> Any:
         if n not in self.works:
-            places = {key: place for stretch in self.stretches for key, place in stretch.places.items()}
-            self.works[n] = kind(self.codec, places, n)
+            self.works[n] = kind(self.codec, self._places(), n)
         return self.works[n]
+
+    def _places(self) -> dict[int, Place]:
+        return {key: place for stretch in self.stretches for key, place in stretch.places.items()}
 
 
 class Work:
@@ -227,11 +245,16 @@ class Squares:
             *encoder.back_calls,
         ]
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Write the gradient at rows (n, D); the error."""
-        self.lands.copy_(x)
+    def forward(self, x: Tensor) -> Tensor:
+        """What the net makes of rows (n, D) or fewer; what comes after those belongs to no row."""
+        self.lands[: len(x)].copy_(x)
         for call in self.ahead:
             call()
+        return self.y
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Write the gradient at rows (n, D); the error."""
+        self.forward(x)
         mse_backward(self.one, self.y, x, 1, grad_input=self.d)
         for call in self.back:
             call()
@@ -299,6 +322,11 @@ class Stretch:
     def step(self, rate: float, betas: tuple[float, float]) -> None:
         self.moments.step.add_(1)
         adamw([self.value], [self.gradient], self.kinds, rate, betas, self.group)
+
+
+def _holed(x: Any) -> bool:
+    """Whether cells of the rows may be unseen."""
+    return bool(x.isnan().any()) if isinstance(x, Tensor) else x.holed
 
 
 def _block(p: Tensor, *, rounded: bool) -> tuple[int, int]:

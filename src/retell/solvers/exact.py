@@ -67,9 +67,10 @@ class Spectrum:
             values, axes = eigh(S, driver="evd", check_finite=False)
             values, axes = values[::-1][:n_axes], axes[:, ::-1][:, :n_axes]
         else:
-            some = S if len(varied) == len(S) else S[np.ix_(varied, varied)]
+            alone = len(varied) < len(S)
+            some = S.take(varied, axis=0).take(varied, axis=1) if alone else S
             leading = (len(some) - n_axes, len(some) - 1)
-            values, found = eigh(some, subset_by_index=leading, check_finite=False)
+            values, found = eigh(some.T, subset_by_index=leading, check_finite=False, overwrite_a=alone)
             axes = np.zeros((len(S), n_axes))
             values, axes[varied] = values[::-1], found[:, ::-1]
         values, axes = np.maximum(values, 0.0), axes * signs(axes)
@@ -190,8 +191,8 @@ def column_errors(W: Array, V: Array, corruption: Any, spectrum: Spectrum, x: Ar
         squares, R = spectrum.variances, keep * spectrum.times(W.T, spanned=not isinstance(corruption, Mask))
         missed = squares - 2 * (V * R).sum(1) + keep * (times(V, times(W, R)) * V).sum(1)
     else:
-        left = x - keep * times(times(x, W.T), V.T)
-        squares, missed = mean_squares(x), mean_squares(left)
+        made = times(times(x, keep * W.T), V.T)
+        squares, missed = mean_squares(x), mean_squares(np.subtract(x, made, out=made))
     drawn = noise + keep * (1 - keep) * squares
     result: Array = np.maximum(missed, 0.0)
     return result + (times(V, times(W * drawn, W.T)) * V).sum(1) if drawn.any() else result

@@ -166,12 +166,14 @@ class Passes:
             self.a.append(a)
             self.h.append(inner)
         self.reads.append(self.layers[-1].reads(h, calls))
+        if self.linear is None:
+            calls += self.layers[-1].forward(self.reads[-1], last)
+            return calls if last is self.y else [*calls, partial(self.y.copy_, last)]
+        calls += self.linear.forward(self.x, self.y)
+        if self.layers[-1].joined and last.dtype == self.y.dtype:
+            return [*calls, partial(self.y.addmm_, self.reads[-1], self.layers[-1].block.T, alpha=float(self.net.out))]
         calls += self.layers[-1].forward(self.reads[-1], last)
-        if self.linear is not None:
-            calls += [*self.linear.forward(self.x, self.y), partial(self.y.add_, last, alpha=float(self.net.out))]
-        elif last is not self.y:
-            calls.append(partial(self.y.copy_, last))
-        return calls
+        return [*calls, partial(self.y.add_, last, alpha=float(self.net.out))]
 
     def _backward(self) -> list[Call]:
         calls: list[Call] = []
@@ -193,13 +195,13 @@ class Passes:
         if self.linear is not None:
             calls += self.linear.backward(self.d, self.x)
         if self.linear is not None and self.further:
-            calls += [partial(torch.mm, self.d, self.linear.value, out=self.back), partial(self._unclamp, d)]
+            calls.append(partial(torch.mm, self.d, self.linear.value, out=self.back))
+            passed = torch.empty_like(d)  # 1 where the clip let the input through
+            calls.append(partial(torch.eq, self.free, self.inside, out=passed))
+            calls.append(partial(self.back.addcmul_, passed, d, value=float(self.net.into)))
         elif self.further and d is not self.back:
             calls.append(partial(self.back.copy_, d))
         return calls
-
-    def _unclamp(self, d: Tensor) -> None:
-        self.back.add_((self.free == self.inside) * d, alpha=float(self.net.into))
 
     def _memory(self, width: int, dtype: torch.dtype) -> Tensor:
         return torch.empty(len(self.x), width, dtype=dtype, device=self.x.device)
