@@ -120,6 +120,13 @@ def test_fits_come_back_with_equal_outputs(architecture, scale, tmp_path):
     assert convert.write(again, tmp_path / "folder", to=to, dtype="float64").holds, "an older folder is replaced"
 
 
+def test_a_level_of_topk_has_no_place(tmp_path):
+    it = Autoencoder(24, code_activation=TopK(4, least=0.5), max_iter=2, random_state=0).fit(rows_like_training(200))
+    for to in ("saelens", "sparsify"):
+        with pytest.raises(ValueError, match=r"code_activation=TopK\(4, least=0.5\) has no place in the folder"):
+            convert.write(it, tmp_path / to, to=to)
+
+
 def test_tied_and_holed_models_are_written(tmp_path):
     x = rows_like_training(200)
     x[::7, 3] = np.nan

@@ -22,6 +22,7 @@ from retell.seeds import generator
 D = 12
 CODES = {
     "TopK": {"code_activation": "TopK(4)"},
+    "level": {"code_activation": "TopK(4, least=0.5)"},
     "BatchTopK": {"code_activation": "BatchTopK(4)"},
     "JumpReLU": {"code_activation": "JumpReLU(0.1)", "objective": "MSE() + 0.01 * L0()"},
     "ReLU": {"code_activation": "ReLU()", "objective": "MSE() + 0.01 * L1()"},

@@ -58,17 +58,40 @@ def test_units_a_row(rows, kind, target, stops):
 @pytest.mark.parametrize(("kind", "target"), list(itertools.product(CODES, [0.2, 0.1])))
 def test_unexplained(rows, kind, target):
     model = make(kind, target_fvu=target, max_iter=15).fit(rows[:8000])
-    units, found = reached(model, rows[8000:])
-    if kind != "TopK":
-        assert found == pytest.approx(target, rel=0.05)
-        return
-    # k is whole: no other is nearer
-    off = abs(math.log(found / target))
-    k = model.codec_.code_activation.k
-    assert units <= k
-    for other in (k - 1, k + 1):
-        model.codec_.code_activation = type(model.codec_.code_activation)(other)
-        assert abs(math.log(reached(model, rows[8000:])[1] / target)) > off - 0.05
+    assert reached(model, rows[8000:])[1] == pytest.approx(target, rel=0.05)
+
+
+def test_level_leaves_out_what_k_has_too_many(rows):
+    model = make("TopK", target_l0=2.5).fit(rows[:8000])
+    code = model.codec_.code_activation
+    assert code.k == 3
+    assert code.least > 0
+    assert reached(model, rows[8000:])[0] == pytest.approx(2.5, rel=0.05)
+    assert repr(make("TopK", target_l0=3).fit(rows[:8000]).codec_.code_activation) == "TopK(3)"
+
+
+@pytest.mark.parametrize("stops", [True, False])
+def test_learned_with_as_many_units_as_are_left(rows, stops):
+    model = make("TopK", target_fvu=0.1, max_iter=15, early_stopping=stops)
+    training = model._begin(*model._settings(), rows[:8000], None)
+    for _ in training.epochs():
+        pass
+    h = torch.relu(training.plan.codec(torch.from_numpy(training.plan.survey.x_judged).float()).h)
+    assert float((h > 0).sum() / len(h)) == pytest.approx(training.descent.dial.wanted, rel=0.1)
+
+
+@pytest.mark.parametrize("kind", CODES)
+def test_rows_held_out_correct_what_batches_say(rows, kind):
+    model = make(kind, max_iter=1).fit(rows[:1000])
+    dial = Dial(model.codec_, model.objective_, Aim(fvu=0.2))
+    dial.wanted = 8.0
+    dial.turn(8.0, 0.2, 0.5, 100, (1e-3, 1e-3))
+    assert dial.wanted == pytest.approx(8.0)
+    dial.hear(0.25)
+    dial.turn(8.0, 0.2, 0.5, 100, (1e-3, 1e-3))
+    assert dial.wanted > 8.0
+    dial.turn(8.0, 0.16, 0.5, 100, (1e-3, 1e-3))
+    assert dial.wanted == pytest.approx(8.0 * math.exp(0.1 * math.log(1.25)))
 
 
 @pytest.mark.filterwarnings("ignore:target_fvu=0.15 was not reached")

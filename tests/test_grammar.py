@@ -94,7 +94,7 @@ HOSTILE = [
     "Warmup(1, 2) * (MSE() + L1())",
     "2 * (Warmup(1, 2) * MSE() + L1())",
     "TopK()",
-    "TopK(1, 2)",
+    "TopK(1, 2, 3)",
     "TopK(j=1)",
     "TopK(k=1, k=2)",
     "TopK(self=1)",

@@ -31,7 +31,7 @@ from retell.seeds import generator
 from retell.solvers.pairs import Block, ByUnit
 from retell.solvers.sparse import Sparse, why_not
 
-CODES = TopK(1), TopK(5), BatchTopK(3), ReLU(), JumpReLU(0.3, 0.4), JumpReLU(0.1, 0.4)
+CODES = TopK(1), TopK(5), TopK(5, least=0.5), BatchTopK(3), ReLU(), JumpReLU(0.3, 0.4), JumpReLU(0.1, 0.4)
 OBJECTIVES = (
     MSE(),
     Nested(MSE(), (5, 11)),

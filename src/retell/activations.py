@@ -14,6 +14,7 @@ from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.nn import functional
 
 from retell.parts import Bound, Part, Pass
 
@@ -122,12 +123,15 @@ class Softplus(Part):
 
 
 class TopK(Part):
-    """h_j = max(a_j, 0) if a_j is among the k largest of its row, else 0
+    """h_j = a_j if a_j is among the k largest of its row and above `least`, else 0
 
     Parameters
     ----------
     k : int
         How many units of a row may be active, at least 1. A code of fewer units keeps them all, with a warning.
+    least : float, default=0.0
+        What an active unit is above, at least 0. `target_fvu` and `target_l0` may set one: a row then has fewer than k
+        active units where few explain it.
 
     References
     ----------
@@ -140,6 +144,9 @@ class TopK(Part):
     >>> TopK(1)(torch.tensor([[1.0, 3.0], [-1.0, -2.0]]))
     tensor([[0., 3.],
             [0., 0.]])
+    >>> TopK(2, least=1.5)(torch.tensor([[1.0, 3.0], [2.0, 4.0]]))
+    tensor([[0., 3.],
+            [2., 4.]])
     """
 
     letter = "σ"
@@ -147,17 +154,19 @@ class TopK(Part):
     sparse: ClassVar[bool] = True
     elementwise: ClassVar[bool] = True
     k: int
+    least: float = 0.0
 
     def __post_init__(self) -> None:
         self.require("k", _whole, "a whole number, at least 1")
+        self.require("least", lambda t: t >= 0, "a finite number, at least 0")
 
     def bind(self, width: int) -> TopK:
         """The part itself; where the code has fewer than k units, one that keeps them all, with a warning."""
-        return TopK(_at_most(self, width))
+        return TopK(_at_most(self, width), self.least)
 
     def __call__(self, a: Tensor) -> Tensor:
         values, indices = torch.topk(a, int(self.k), dim=-1)
-        return torch.zeros_like(a).scatter(-1, indices, torch.relu(values))
+        return torch.zeros_like(a).scatter(-1, indices, functional.threshold(values, self.least, 0.0))
 
     def pull(self, d: Tensor, a: Tensor, h: Tensor) -> Tensor:
         return _where_active(d, h)

@@ -2,9 +2,9 @@
 
 A dial wants so many units a row: the target itself, or what the FVU of batches says,
 
-    log wanted <- log wanted + g log(FVU / target),
+    log wanted <- log wanted + g (log(FVU / target) + gap),   gap = log(FVU of rows held out / FVU of batches),
 
-and gets them by k where the code has one, else by λ m, the coefficients of L0 and L1 times
+the latter after each epoch, and gets them by k where the code has one, else by λ m, the coefficients of L0 and L1 times
 
     log m <- log m + p (e - e') + g e,   e = log(L0 / wanted) of a batch, e' of the one before,
 
@@ -36,7 +36,9 @@ from retell.penalties import L0, L1
 
 __all__ = ["NO_AIM", "Aim", "Dial", "aimed", "check", "many", "rounded", "settle", "told"]
 
-WAIT = 0.1  # share of the steps before the wanted number moves: what has not been learned yet is no lack of units
+WAIT = 0.1  # share of the steps before the wanted number moves; it rises slowly at first, as what has not been learned
+# yet is no lack of units, and many at a high rate would do harm
+LATELY = 0.2  # weight of a batch in what batches say of late
 FIRM = 3.0  # learning rates by which ReLU's biases answer to an e of 1: more than Adam can move them
 NEAR = 0.2  # of log e: the answer that p gives at once
 MOST = 12 * math.log(10)  # of |log m|
@@ -111,7 +113,13 @@ def aimed(part: Any, aim: Aim, n_units: int) -> Any:
     """The code activation with the k, of so many units, that the target says, where it has one."""
     if aim.l0 is None or not isinstance(part, TopK | BatchTopK):
         return part
-    return type(part)(min(n_units, max(1, round(aim.l0))))
+    return type(part)(_k(part, aim.l0, n_units))
+
+
+def _k(part: Any, units: float, n_units: int) -> int:
+    """k for so many units a row: TopK's is the next above, as some of its units are left out in the end."""
+    whole = math.ceil(units) if isinstance(part, TopK) else round(units)
+    return min(n_units, max(1, whole))
 
 
 def many(codec: Codec) -> int:
@@ -140,6 +148,7 @@ class Dial:
         self.has_k = k is not None
         self.wanted = float(aim.l0 or k or max(1.0, codec.n_units / 64))
         self.log_m = self.last = 0.0
+        self.gap = self.seen = 0.0  # in log FVU: how much more it is on rows held out than in batches; of these
 
     def __bool__(self) -> bool:
         return bool(self.aim)
@@ -163,17 +172,23 @@ class Dial:
         """Whether there are still more units a row than are wanted in the end."""
         return self.first > self.wanted and done < THIN
 
+    @property
+    def sets_k(self) -> bool:
+        """Whether k is not all the while as it was given."""
+        return self.has_k and (bool(self.aim) or self.first > self.wanted)
+
     def begin(self, done: float) -> None:
         """Set k for the step at a share of the steps; a threshold is then that of the last batch alone."""
-        if self.has_k and (self.aim or self.first > self.wanted):
-            _set_k(self.codec, round(self.at(done)))
-        if self.thins(done) and isinstance(part_of(self.codec.code_activation), BatchTopK):
+        if self.sets_k:
+            _set_k(self.codec, self.at(done))
+        turning = self.aim.fvu is not None or self.thins(done)
+        if turning and isinstance(part_of(self.codec.code_activation), BatchTopK):
             self.codec.code_activation.batches.zero_()
 
     def rest(self) -> None:
         """Between epochs the code is the one that was asked for, however many units a row it learns with."""
-        if self.has_k:
-            _set_k(self.codec, round(self.wanted))
+        if self.sets_k:
+            _set_k(self.codec, self.wanted)
 
     def turn(self, l0: float, fvu: float, done: float, steps: float, rate: tuple[float, float]) -> None:
         """Answer to a batch.
@@ -189,10 +204,14 @@ class Dial:
         rate : (float, float)
             The learning rate, and the largest.
         """
-        gain = rate[0] / rate[1] * min(0.1, max(0.01, 10 / steps))
+        gain = min(0.1, max(0.01, 10 / steps))
         if self.aim.fvu is not None and done >= WAIT and fvu > 0:
-            log_wanted = math.log(self.wanted) + 2 * gain * _within(math.log(fvu / self.aim.fvu), 0.5)
+            self.seen += (LATELY if self.seen else 1.0) * (math.log(fvu) - self.seen)
+            off = math.log(fvu / self.aim.fvu) + self.gap
+            off *= done if off > 0 else 1.0
+            log_wanted = math.log(self.wanted) + 2 * gain * _within(off, 0.5)
             self.wanted = min(self.codec.n_units / 2, max(1.0, math.exp(log_wanted)))
+        gain *= rate[0] / rate[1]
         if self.has_k:
             return
         e = math.log(max(l0, 0.1 / self.codec.n_units) / self.at(done))
@@ -205,22 +224,27 @@ class Dial:
             assert bias is not None
             bias.detach().sub_(FIRM * rate[0] * _within(e, 1.0))
 
+    def hear(self, fvu: float) -> None:
+        """The FVU of rows held out, after an epoch: batches are fitted to, and say too little."""
+        if self.aim.fvu is not None and self.seen and fvu > 0:
+            self.gap = math.log(fvu) - self.seen
+
     def state(self) -> list[float]:
         """Numbers that `load` takes."""
-        return [self.wanted, self.log_m, self.last]
+        return [self.wanted, self.log_m, self.last, self.gap, self.seen]
 
     def load(self, numbers: list[float]) -> None:
         """Take up a state that `state` gave."""
-        self.wanted, self.log_m, self.last = numbers
+        self.wanted, self.log_m, self.last, self.gap, self.seen = numbers
         if self.aim and self.has_k:
-            _set_k(self.codec, round(self.wanted))
+            _set_k(self.codec, self.wanted)
 
 
 @torch.no_grad()
 def settle(codec: Codec, x: Tensor, aim: Aim) -> tuple[float, float]:
     """Set the code so that rows x (N, D) have the target: L0 as it is said, or of least distance in log FVU.
 
-    BatchTopK's threshold is set, JumpReLU's thresholds take one factor, ReLU's biases one shift, TopK its k.
+    BatchTopK's threshold is set, JumpReLU's take one factor, ReLU's biases one shift, TopK gets its k and a level.
 
     Returns
     -------
@@ -238,7 +262,6 @@ def settle(codec: Codec, x: Tensor, aim: Aim) -> tuple[float, float]:
     low, high = near - REACH, near + REACH
     for _ in range(HALVINGS):  # FVU falls with the number of units, near the code that was trained
         units = math.exp((low + high) / 2)
-        units = float(max(1, round(units))) if isinstance(lever.part, TopK) else units
         over = math.log(max(lever.put(units)[1], 1e-30) / aim.fvu)
         off[units] = abs(over)
         low, high = ((low + high) / 2, high) if over > 0 else (low, (low + high) / 2)
@@ -271,11 +294,12 @@ class _Lever:
 
     def _code(self, l0: float) -> Tensor:
         if isinstance(self.part, TopK):
-            _set_k(self.codec, round(l0))
+            k = min(self.a.shape[1], math.ceil(l0))
+            self.codec.code_activation = TopK(k)
+            least, more = self._edge(self._coded(), l0)
+            self.codec.code_activation = TopK(k, float(f"{float(least):.6g}") if more > 0 else 0.0)
             return self._coded()
-        number = min(self.order.numel() - 1, max(1, round(l0 * len(self.x))))
-        # between the last that is active and the first that is not
-        least = self.order.flatten().topk(number + 1).values[-2:].mean()
+        least, _ = self._edge(self.order, l0)
         if isinstance(self.part, ReLU):
             bias = self.codec.encoder.last.bias
             assert bias is not None
@@ -284,6 +308,12 @@ class _Lever:
         least = least.clamp(min=0.0)
         self.squash.threshold.copy_(self.was * least if isinstance(self.part, JumpReLU) else least)
         return self._coded()
+
+    def _edge(self, order: Tensor, l0: float) -> tuple[Tensor, Tensor]:
+        """Half-way from the last cell that is to be active to the first that is not; the latter."""
+        number = min(order.numel() - 1, max(1, round(l0 * len(self.x))))
+        last = order.flatten().topk(number + 1).values[-2:]
+        return last.mean(), last[-1]
 
     def _coded(self) -> Tensor:
         h: Tensor = self.codec.code_activation(self.a)
@@ -321,9 +351,10 @@ def rounded(objective: Objective) -> Objective:
     return Objective(tuple((float(f"{c:.3g}") if isinstance(term, L0 | L1) else c, term) for c, term in summands))
 
 
-def _set_k(codec: Codec, k: int) -> None:
+def _set_k(codec: Codec, units: float) -> None:
     part = part_of(codec.code_activation)
-    if part.k != k:
+    k = _k(part, units, codec.n_units)
+    if part.k != k or getattr(part, "least", 0.0):
         part = type(part)(k)
         if isinstance(codec.code_activation, Bound):
             codec.code_activation.part = part

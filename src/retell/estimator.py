@@ -90,17 +90,17 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         `target_l0`, learn with D / 8 units a row at first, at most K / 16, which fall to their own number in the first
         nine tenths of the steps; epochs until then can't be compared, and the last of them counts as the best.
     target_l0 : float or None, default=None
-        Active units of a row, on average, for a linear encoder and decoder. TopK and BatchTopK take it for their k,
-        rounded. With JumpReLU and ReLU the coefficients of L0 and L1 in the objective are where the fit starts: they
-        are turned after every batch, JumpReLU's thresholds too, which start where they leave so many units active,
-        as ReLU's biases do. At the end the thresholds or biases are set so that rows that were held out have the
-        target: `validation_fraction` of them, but without early stopping no more than some 2,000.
+        Active units of a row, on average, for a linear encoder and decoder. TopK and BatchTopK take it for their k, to
+        the next whole number. With JumpReLU and ReLU the coefficients of L0 and L1 in the objective are where the fit
+        starts: they are turned after every batch, JumpReLU's thresholds too, which start where they leave so many
+        units active, as ReLU's biases do. At the end the thresholds or biases are set so that rows that were held out
+        have the target: `validation_fraction` of them, but without early stopping no more than some 2,000. TopK is
+        given a level in their place, as in ``TopK(3, least=0.5)``, where k is more than the target.
         What was found is in `objective_` and `dialled_`; the saved model has it in place of what was given. While
         something is turned, the last epoch is the best.
     target_fvu : float or None, default=None
         The fraction of variance unexplained, in (0, 1): k, or the coefficient, is found for it. k starts as given.
-        TopK's is whole, so its FVU is the nearest that there is, which may be more than 5 % off where k is small;
-        `dialled_` says what it is.
+        What batches say of it is corrected after each epoch by rows that are held out.
     linear_path : bool, default=True
         f(x) = W x + mlp(x) and the same for g where there are hidden layers; False is the plain net.
     tied : bool, default=False

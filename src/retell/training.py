@@ -17,7 +17,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from retell.activations import TopK
 from retell.corruptions import Nothing
 from retell.descend import Descent, Epoch
 from retell.dials import rounded, settle, told
@@ -105,6 +104,7 @@ class Training:
         try:
             for epoch in self.descent.epochs(x, held_out if judging else None):
                 self.history.append(epoch)
+                self._say(epoch)
                 if self.checkpoint is not None:
                     state = self.descent.state()
                     if time.monotonic() - written >= EVERY:
@@ -129,17 +129,28 @@ class Training:
         if plan.recipe.aim:
             self._settle()
 
+    def _say(self, epoch: Epoch) -> None:
+        """Tell the dial what an epoch has left unexplained of rows held out, where that is the aim."""
+        if self.plan.recipe.aim.fvu is not None:
+            score = self.descent.evaluate(self._judged).score if epoch.score is None else epoch.score
+            self.descent.dial.hear(1 - score)
+
+    @cached_property
+    def _judged(self) -> Tensor:
+        """The rows that judge (M, D)."""
+        return torch.from_numpy(self.plan.survey.x_judged).to(self.plan.codec.centre)
+
     def _settle(self) -> None:
         """Set the code to the target on the rows that judge, which are not fitted to; keep what was found."""
         plan, aim = self.plan, self.plan.recipe.aim
-        x = torch.from_numpy(plan.survey.x_judged)
+        x = self._judged
         found = settle(plan.codec, x, aim)
         part = part_of(plan.codec.code_activation)
         objective = rounded(self.descent.dial.objective)
         plan.parts = replace(plan.parts, objective=objective, code_activation=part)
         plan.settings = replace(plan.settings, objective=repr(objective), code_activation=repr(part))
-        noise = math.sqrt(found[1] * float((x - plan.codec.centre.cpu()).square().nanmean()))
-        if aim.missed(*found) and not isinstance(part, TopK):  # whose k is whole
+        noise = math.sqrt(found[1] * float((x - plan.codec.centre).square().nanmean()))
+        if aim.missed(*found):
             warnings.warn(
                 f"{aim} was not reached: L0 is {found[0]:.4g}, FVU {found[1]:.3g} on rows held out; raise max_iter, or"
                 f" start from other coefficients than {plan.recipe.objective!r}",

@@ -191,6 +191,11 @@ def _refuse(model: Autoencoder) -> None:
             f"code_activation={part!r} has no place in the folder: ReLU(), TopK(k), BatchTopK(k), JumpReLU() or Gated()"
             " was expected"
         )
+    if isinstance(part, TopK) and part.least:
+        raise ValueError(
+            f"code_activation={part!r} has no place in the folder, which knows the k largest of a row and not what they"
+            f" must be above: fit with code_activation='TopK({int(part.k)})' and without target_fvu, or with BatchTopK"
+        )
     probe = torch.tensor([-2.0, 0.0, 0.5, 3.0])
     if not torch.equal(model.objective_.loss.mean(probe), probe):
         raise ValueError(

@@ -73,6 +73,8 @@ class Finder:
         spread(start, n, size, enough=1, most=n_threads)
         found = joined([parts[i] for i in sorted(parts)])
         found = found._replace(values=found.values.to(x.dtype))
+        if isinstance(self.part, TopK) and self.part.least:
+            return found.where((found.values > self.part.least).numpy())
         return self._of_batch(x, found, n_threads) if isinstance(self.part, BatchTopK) else found
 
     def _find(self, x: Tensor) -> Callable[[Block, Tensor], Pairs]:
