@@ -197,7 +197,7 @@ def test_killed_after_the_stopping_rule_has_spoken(rows, tmp_path, given):
     assert print_of(stops_early().fit(rows, checkpoint=tmp_path)) == print_of(whole), "a finished fit is taken as it is"
 
 
-@pytest.mark.parametrize("place", ["retell.solvers.dense.Dense.one_step", "retell.descend.Descent.evaluate"])
+@pytest.mark.parametrize("place", ["retell.solvers.dense.Dense.one_step", "retell.descend.Descent.judging"])
 def test_an_interrupt_keeps_the_last_finished_epoch(rows, tmp_path, monkeypatch, place):
     """Between two writes too: with a long EVERY, the interrupt itself writes."""
     whole = print_of(make("hidden").set_params(batch_size=16).fit(rows))
@@ -207,7 +207,7 @@ def test_an_interrupt_keeps_the_last_finished_epoch(rows, tmp_path, monkeypatch,
         calls = itertools.count()
         name = place.rsplit(".", 1)[1]
         real = getattr(retell.solvers.dense.Dense, name)
-        # evaluate is called once an epoch, one_step eleven times
+        # judging is called once an epoch, one_step eleven times
         last = when if name == "one_step" else when // 11
 
         def interrupted(self, *args, real=real, calls=calls, last=last, **kwargs):

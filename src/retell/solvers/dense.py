@@ -19,7 +19,7 @@ from retell.activations import Identity, ReLU, Sigmoid, Tanh
 from retell.codec import Codec
 from retell.constraints import Free, NonNegative, UnitNorm, UnitRMS
 from retell.corruptions import Nothing
-from retell.descend import Descent, Group, Moments, Recipe, adamw
+from retell.descend import Descent, Group, Moments, Recipe, Turns, adamw
 from retell.losses import MSE
 from retell.objective import Objective, at, mean, total_weight, value_of
 from retell.parts import Pass
@@ -96,12 +96,12 @@ class Dense(Descent):
         self.held = None if dictionary is None else (dictionary.detach(), codec.dictionary_gradient())
         self.holed = True
 
-    def one_epoch(self, x: Tensor, *, constant_rate: bool = False) -> dict[str, float]:
+    def stepping(self, x: Tensor, *, constant_rate: bool = False) -> Turns[dict[str, float]]:
         holed = bool(x.isnan().any()) if isinstance(x, Tensor) else x.holed
         if holed != self.holed:  # memory for the one way is none for the other
             self.holed, self.works = holed, {}
         with threads(self.threads):
-            return super().one_epoch(x, constant_rate=constant_rate)
+            return (yield from super().stepping(x, constant_rate=constant_rate))
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         super().load_state(state)
