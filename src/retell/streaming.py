@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any, Self
@@ -127,7 +127,7 @@ class Streaming:
         """Train on the rows (n, D) that come, and on those in the pool; yields after each section of rows."""
         return self.course(self.sections.cut(coming))
 
-    def course(self, sections: Iterable[Array]) -> Iterator[Epoch]:
+    def course(self, sections: Iterable[Array]) -> Generator[Epoch, None, None]:
         """Train on these sections, while that does not diverge."""
         for section in sections:
             if self.sections.left and not self.falls:
