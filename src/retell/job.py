@@ -178,7 +178,7 @@ def sweep(data: Path, output: Path, parameters: dict[str, Any], test: Path | Non
     if output.exists() and not (output / "frontier.csv").is_file():
         raise Failure(USAGE, f"{output} exists and is no frontier: choose another name")
     listed = {name: several(name, value) for name, value in parameters.items()}
-    lists = {name: values for name, values in listed.items() if values}
+    lists: dict[str, Any] = {name: values for name, values in listed.items() if values}
     if not lists:
         raise Failure(USAGE, "nothing varies: give a parameter a list of values, as in --target-l0 8,16,32")
     from retell.estimator import Autoencoder

@@ -155,7 +155,8 @@ def _figure(width: float, height: float) -> Figure:
         from matplotlib.figure import Figure
     except ImportError:
         raise ImportError("pictures need matplotlib: pip install 'retell[plot]'") from None
-    figure = Figure(figsize=(width, height), dpi=150, facecolor="white", layout="none")
+    how: dict[str, Any] = {"layout": "none"}  # whatever matplotlib was told elsewhere
+    figure = Figure(figsize=(width, height), dpi=150, facecolor="white", **how)
     FigureCanvasAgg(figure)
     return figure
 
