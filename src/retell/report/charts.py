@@ -94,7 +94,6 @@ def loss_curve(model: Autoencoder, path: str | os.PathLike[str]) -> None:
     ax.set_yscale("log")
     ax.set_ylim(0.92 * min(lost.min(), kept, yardstick), 1.08 * max(lost.max(), kept, yardstick))
     _log_axis(ax.yaxis, lambda value, _: f"{100 * value:.3g} %")
-    ax.yaxis.minorticks_off()
     ax.set(xlabel="epoch", xlim=(0, max(2, len(lost))))
     ax.set_title("Held-out variance left unexplained", loc="left", fontsize=11, color=INK, pad=10)
     ax.spines[["top", "right"]].set_visible(False)
@@ -168,6 +167,7 @@ def _log_axis(axis: Any, shown: Callable[[float, int | None], str]) -> None:
     axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
     axis.set_major_formatter(FuncFormatter(shown))
     axis.set_minor_formatter(NullFormatter())
+    axis.minorticks_off()
 
 
 def _row_label(ax: Axes, text: str, colour: str) -> None:
