@@ -180,9 +180,9 @@ def test_rounded_products_do_not_judge():
 
 
 def test_some_of_many_held_out_rows_judge(monkeypatch):
-    asked, real = [], Descent.evaluate
+    asked, real = [], Descent.judging
     monkeypatch.setattr(retell.training, "JUDGES", 50)
-    monkeypatch.setattr(Descent, "evaluate", lambda self, x: asked.append(len(x)) or real(self, x))
+    monkeypatch.setattr(Descent, "judging", lambda self, x: asked.append(len(x)) or real(self, x))
     make(solver="descend", max_iter=1, validation_fraction=0.2).fit(DIGITS)
     assert asked == [45] * 2  # every eighth of 359
 

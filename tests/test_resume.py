@@ -197,7 +197,7 @@ def test_killed_after_the_stopping_rule_has_spoken(rows, tmp_path, given):
     assert print_of(stops_early().fit(rows, checkpoint=tmp_path)) == print_of(whole), "a finished fit is taken as it is"
 
 
-@pytest.mark.parametrize("name", ["one_step", "evaluate"])
+@pytest.mark.parametrize("name", ["one_step", "judging"])
 def test_an_interrupt_keeps_the_last_finished_epoch(rows, tmp_path, monkeypatch, name):
     """Between two writes too: with a long EVERY, the interrupt itself writes."""
     whole = print_of(make("hidden").set_params(batch_size=16).fit(rows))
@@ -206,7 +206,7 @@ def test_an_interrupt_keeps_the_last_finished_epoch(rows, tmp_path, monkeypatch,
         folder = tmp_path / str(when)
         calls = itertools.count()
         real = getattr(retell.solvers.dense.Dense, name)
-        # evaluate is called once an epoch, one_step eleven times
+        # judging is called once an epoch, one_step eleven times
         last = when if name == "one_step" else when // 11
 
         def interrupted(self, *args, real=real, calls=calls, last=last, **kwargs):

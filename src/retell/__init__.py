@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from retell.densities import Bernoulli, Exponential, Laplace, Normal
     from retell.diagnosis import diagnose
     from retell.estimator import Autoencoder, load
+    from retell.frontiers import Frontier, frontier
     from retell.grammar import parse
     from retell.inspection import inspect
     from retell.losses import BCE, MSE, Hidden, Huber, Likelihood, Nested, Poisson
@@ -71,6 +72,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "densities": ("Bernoulli", "Exponential", "Laplace", "Normal"),
     "diagnosis": ("diagnose",),
     "estimator": ("Autoencoder", "load"),
+    "frontiers": ("Frontier", "frontier"),
     "grammar": ("parse",),
     "inspection": ("inspect",),
     "losses": ("BCE", "MSE", "Hidden", "Huber", "Likelihood", "Nested", "Poisson"),
@@ -97,12 +99,12 @@ _HOMES: dict[str, tuple[str, ...]] = {
 _HOME = {word: module for module, words in _HOMES.items() for word in words}
 
 __all__ = [
-    "BCE", "KL", "L0", "L1", "L2", "MSE", "Autoencoder", "AuxK", "BatchTopK", "Bernoulli", "CheckpointError",
-    "Codec", "Contractive", "Corrupted", "Cosine", "Exponential", "Free", "GateL1", "GateMSE", "Gated", "Gaussian",
+    "BCE", "KL", "L0", "L1", "L2", "MSE", "Autoencoder", "AuxK", "BatchTopK", "Bernoulli", "CheckpointError", "Codec",
+    "Contractive", "Corrupted", "Cosine", "Exponential", "Free", "Frontier", "GateL1", "GateMSE", "Gated", "Gaussian",
     "Hidden", "Huber", "Identity", "JumpReLU", "L1Weights", "Laplace", "Likelihood", "Mask", "ModelFileError",
     "Nested", "NonNegative", "Normal", "Nothing", "Objective", "Part", "Pass", "Poisson", "Prior", "ReLU",
     "SaltAndPepper", "Sample", "Sigmoid", "Softplus", "StudentT", "Swap", "Tanh", "Term", "ToNormal", "TopK",
-    "Uniform", "UnitNorm", "UnitRMS", "Warmup", "diagnose", "inspect", "load", "mirror", "mlp", "parse",
+    "Uniform", "UnitNorm", "UnitRMS", "Warmup", "diagnose", "frontier", "inspect", "load", "mirror", "mlp", "parse",
 ]  # fmt: skip
 
 

@@ -88,6 +88,28 @@ def fit(
     print(job.run(folder, resume=resume is not None, quiet=quiet))
 
 
+@app.command(sort_key=0.5)
+def frontier(
+    data: Data,
+    /,
+    *,
+    output: Annotated[Path, Parameter(name=["--output", "-o"], help="Folder to write: models, a table, a picture.")],
+    test: Annotated[Path | None, Parameter(help="Rows to judge by; default: those that the fits hold out.")] = None,
+    force: Force = False,
+    quiet: Quiet = False,
+    parameters: Annotated[Options | None, Parameter(name="*")] = None,  # type: ignore[valid-type]
+) -> None:
+    """Fit an autoencoder at many settings to the rows of DATA, read once, and tell error against sparsity.
+
+    A parameter may be a list; of several lists all combinations are fitted:
+
+    retell frontier x.npy -o front --n-components 512 --code-activation 'TopK(8)' --target-l0 8,16,32
+    """
+    from retell.job import sweep
+
+    print(sweep(data, output, given(parameters or Options()), test, force=force, quiet=quiet))
+
+
 @app.command(sort_key=1)
 def encode(
     model: Folder,

@@ -8,24 +8,24 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
-from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from retell.batches import CELLS, Batches, InStep, how_many
 from retell.codec import Codec
 from retell.corruptions import Nothing
 from retell.dials import NO_AIM, Aim, Dial
 from retell.metrics import Explained
 from retell.objective import Objective
-from retell.seeds import HELD_OUT, NOISE, generator, row_order
-from retell.spread import ahead
+from retell.seeds import HELD_OUT, NOISE, generator
 
-__all__ = ["Descent", "Epoch", "Group", "Judgement", "Moments", "Recipe", "adamw", "clip", "up_and_down"]
+__all__ = [
+    "Descent", "Epoch", "Group", "Judgement", "Moments", "Recipe", "Turns", "adamw", "clip", "up_and_down",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,11 @@ class Judgement(NamedTuple):
     """R² of the rows, uncorrupted."""
 
 
+T = TypeVar("T")
+Turns = Generator[None, None, T]
+"""What is done a turn at a time, so that others may do theirs in between; and its outcome."""
+
 TAIL = 3  # epochs over which the learning rate falls to zero when held-out rows have stopped improving
-CELLS = 2**19  # taken at a time: rows may have to be scaled, or to come from a disk
 ROWS = 2048  # judged at a time, at most
 EPSILON = 1e-12  # of Adam
 IDLE = 10_000  # rows without activity after which a unit is helped
@@ -144,6 +147,16 @@ def up_and_down(at: float, total: float, up: float = 0.1) -> float:
     return max(0.0, min((at + 1) / max(1.0, up * total), (total - at) / ((1 - up) * total)))
 
 
+def outcome(turns: Turns[T]) -> T:
+    """Of one turn after another."""
+    while True:
+        try:
+            next(turns)
+        except StopIteration as end:
+            value: T = end.value
+            return value
+
+
 class Descent:
     """Gradient steps on a codec, with all the state needed to stop and go on.
 
@@ -173,7 +186,7 @@ class Descent:
         self.first: dict[str, Tensor] | None = None  # the start, where a better epoch must be so beyond doubt
         self.first_rows = self.best_rows = torch.zeros(0)
         self.turned = False  # whether the epoch's sparsity was not that of the others, so that they can't be compared
-        self.taken = torch.zeros(0)  # memory for rows on their way
+        self.batches: Batches | InStep = Batches()
         self.schedule: Callable[[float], float] | None = None  # by step, where epochs are not alike
         self.judges: Any = None  # the held-out rows, and how much there is to explain in them
 
@@ -187,14 +200,18 @@ class Descent:
         held_out : Tensor of shape (M, D), optional
             Rows that judge; None lets the training objective judge.
         """
+        return filter(None, self.course(x, held_out))
+
+    def course(self, x: Tensor, held_out: Tensor | None = None) -> Iterator[Epoch | None]:
+        """`epochs` for fits that take turns: yields None too, after each batch that it has taken."""
         self.end = min(self.end, self.recipe.max_iter * self._steps(x))
         if held_out is not None and self.epoch == 0:
-            start = self.evaluate(held_out)
+            start = yield from self.judging(held_out)
             self.best_loss, self.first_rows, self.best_rows = sum(start.terms.values()), start.rows, start.rows
             self.first = self.best if self.recipe.sure else None
         while self.step < self.end:
-            terms = self.one_epoch(x)
-            epoch = self._judge(terms, None if held_out is None else self.evaluate(held_out))
+            terms = yield from self.stepping(x)
+            epoch = self._judge(terms, None if held_out is None else (yield from self.judging(held_out)))
             stalled = held_out is not None and not self.turned and self.stale >= self.recipe.n_iter_no_change
             if stalled and self.end - self.step > TAIL * self._steps(x):
                 self.anneal_from, self.end = self.step, self.step + TAIL * self._steps(x)
@@ -202,6 +219,10 @@ class Descent:
 
     def one_epoch(self, x: Tensor, *, constant_rate: bool = False) -> dict[str, float]:
         """One step per batch, batches of equal size, in the order of (seed, epoch)."""
+        return outcome(self.stepping(x, constant_rate=constant_rate))
+
+    def stepping(self, x: Tensor, *, constant_rate: bool = False) -> Turns[dict[str, float]]:
+        """`one_epoch` for fits that take turns: yields after each step."""
         noise, steps = generator(self.seed, NOISE, self.epoch, device=x.device), self._steps(x)
         # memory for the values, or each would hold a place between large tensors, which then find none
         table = torch.empty(steps, len(self.recipe.objective.names), dtype=torch.float64, device=x.device)
@@ -209,11 +230,12 @@ class Descent:
         self.turned = bool(self.dial) or self.dial.thins(self.done)
         self.codec.train()
         try:
-            for rows in self._batches(x):
+            for rows in self.batches.shuffled(x, self.recipe.batch_size, self.seed, self.epoch):
                 self.dial.begin(self.done)
                 rate = self.recipe.learning_rate * (1.0 if constant_rate else self.share(steps))
                 table[len(sizes)] = torch.stack(self.one_step(rows, noise, rate))
                 sizes.append(rows.shape[0])
+                yield
         finally:  # an interrupt too leaves a codec that reads each row alone
             self.codec.train(False)
             self.dial.rest()
@@ -295,37 +317,36 @@ class Descent:
             share *= (self.end - self.step) / (self.end - self.anneal_from)
         return share
 
-    @torch.no_grad()
     def evaluate(self, x: Tensor) -> Judgement:
         """Rows that are not trained on: same corruption each time, schedules at their end."""
+        return outcome(self.judging(x))
+
+    @torch.no_grad()
+    def judging(self, x: Tensor) -> Turns[Judgement]:
+        """`evaluate` for fits that take turns: yields after each block of rows."""
         recipe = self.recipe
         noise = generator(self.seed, HELD_OUT, device=x.device)
         clean = isinstance(recipe.corruption, Nothing) and not hasattr(self.codec.code_activation, "sample")
         size = min(ROWS, max(64, CELLS // self.codec.n_units))
-        blocks = range(0, len(x), size)
-        if x is not self.judges:
-            self.judges, self.explained = x, self.explain(x)
+        new = x is not self.judges
+        if new:
+            self.judges, self.explained = x, Explained(self.codec.centre.double().cpu().numpy())
         rows: dict[str, list[Tensor]] = {name: [] for name in recipe.objective.names}
         error = torch.zeros((), dtype=torch.float64, device=x.device)
-        for i in blocks:
-            some = x[i : i + size]
+        for some in self.batches.in_order(x, size, self.epoch):
+            if new:
+                self.explained.see(some.double().cpu().numpy())
             p = self.codec(some, recipe.corruption(some, noise), noise)
             p = p._replace(unit=recipe.constraint.unit(p.h))
             for name, values in recipe.objective.each_by_row(p).items():
                 rows[name].append(values.double().cpu())
             mean = recipe.objective.loss.mean(p.x_hat if clean else self.codec(some).x_hat)
             error += torch.where(p.seen, mean - p.x, 0.0).square().sum(dtype=torch.float64)
+            yield
         self.explained.error = float(error)
         each = {name: torch.cat(values) for name, values in rows.items()}
         terms = {name: float(values.mean()) for name, values in each.items()}
         return Judgement(terms, torch.stack(list(each.values())).sum(0), self.explained.score)
-
-    def explain(self, x: Tensor) -> Explained:
-        """How much there is to explain in the rows that judge."""
-        explained, size = Explained(self.codec.centre.double().cpu().numpy()), max(1, CELLS // x.shape[1])
-        for i in range(0, len(x), size):
-            explained.see(x[i : i + size].double().cpu().numpy())
-        return explained
 
     def restore_best(self) -> None:
         """Put the best parameters back: those of the best epoch if it is better than the start beyond doubt."""
@@ -393,45 +414,9 @@ class Descent:
             self.best_rows = self.best_rows if judged is None else judged.rows
         return Epoch(self.epoch, terms, held_out, score, loss, improved, False)
 
-    def _batches(self, x: Any) -> Iterator[Tensor]:
-        """The epoch's rows in their order, many taken at a time, a batch given at a time."""
-        steps = self._steps(x)
-        ends = [len(x) * i // steps for i in range(steps + 1)]
-        if getattr(x, "pooled", False):
-            yield from ahead(x.shuffled([end - start for start, end in pairwise(ends)], self.seed, self.epoch))
-            return
-        order = row_order(self.seed, self.epoch, len(x)).to(x.device)
-        most = max(1, CELLS // (self.recipe.batch_size * x.shape[1]))
-        several = [ends[i : i + most + 1] for i in range(0, steps, most)]
-        aside = len(several) > 1 and torch.get_num_threads() == 1  # or no time to gain, or every core computes
-        shape = (2 if aside else 1, max(some[-1] - some[0] for some in several), x.shape[1])
-        if self.taken.shape != shape:
-            self.taken = torch.empty(shape, dtype=x.dtype, device=x.device)
-
-        def take(i: int) -> Tensor:
-            first, last = several[i][0], several[i][-1]
-            taken = self.taken[i % len(self.taken), : last - first]
-            if isinstance(x, Tensor):
-                return torch.index_select(x, 0, order[first:last], out=taken)
-            x.take(order[first:last], taken)
-            return taken
-
-        sizes = [[end - start for start, end in pairwise(some)] for some in several]
-        if not aside:
-            for i, some_sizes in enumerate(sizes):
-                yield from torch.split(take(i), some_sizes)
-            return
-        with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as reader:
-            coming = reader.submit(take, 0)
-            for i, some_sizes in enumerate(sizes):
-                taken = coming.result()
-                if i + 1 < len(sizes):
-                    coming = reader.submit(take, i + 1)
-                yield from torch.split(taken, some_sizes)
-
     def _steps(self, x: Tensor) -> int:
         """Steps an epoch."""
-        return math.ceil(len(x) / self.recipe.batch_size)
+        return how_many(len(x), self.recipe.batch_size)
 
     def _groups(self) -> list[Group]:
         """Nonlinear paths beside linear ones decay; those linear ones learn at 0.3 of the rate."""

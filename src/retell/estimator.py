@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from copy import copy
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -20,6 +21,7 @@ from retell.csr import as_csr
 from retell.descend import Epoch
 from retell.features import Features, features_of
 from retell.grammar import read_parts
+from retell.known import FORGETFUL, Known
 from retell.likeness import warn_unlike
 from retell.metrics import Explained
 from retell.model_file import Model
@@ -41,7 +43,7 @@ from retell.store import read_checkpoint
 from retell.streaming import Streaming
 from retell.training import Training
 
-__all__ = ["Autoencoder", "LogJoint", "load"]
+__all__ = ["Autoencoder", "LogJoint", "first_rows", "load"]
 
 Array = npt.NDArray[Any]
 
@@ -407,13 +409,10 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         1.0
         """
         settings, parts = self._settings()
-        if n_rows is not None and not (isinstance(n_rows, int | np.integer) and n_rows >= 2):
-            raise ValueError(f"n_rows={n_rows!r} is not possible: an int from 2 on or None was expected")
-        first, coming, ended = beginning(arrays(batches, n_rows, parts.objective.loss), POOL)
-        rows: Any = Shards.of(first) if first.dtype == np.float16 else first
+        rows, coming, n_rows = first_rows(batches, n_rows, parts.objective.loss)
         training = self._begin(settings, parts, rows, None, whole=False)
-        stream = Streaming(training, len(first) if ended else n_rows)
-        del first, rows
+        stream = Streaming(training, n_rows)
+        del rows
         for epoch in stream.epochs(coming):
             if self.verbose:
                 print(epoch, file=sys.stderr)
@@ -714,15 +713,15 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
     def _begin(
         self, settings: Settings, parts: Parts, rows: Array, checkpoint: str | os.PathLike[str] | None,
-        names: Any = None, *, whole: bool = True,
+        names: Any = None, *, whole: bool = True, known: Known = FORGETFUL,
     ) -> Training:  # fmt: skip
-        """A fit before its first epoch."""
-        limit = self._limit(settings, rows)
-        rows, left_out = self._within(limit, rows)
+        """A fit before its first epoch; `known` is what others on these very rows have found out."""
+        limit = known.once(("limit", settings.max_norm, id(rows)), partial(self._limit, settings, rows))
+        rows, left_out = known.once(("within", settings.max_norm, id(rows)), partial(self._within, limit, rows))
         found = None if checkpoint is None else read_checkpoint(checkpoint)
         seed = seed_of(self.random_state) if found is None else int(found[0]["seed"])
         with calm(rows.shape[1]):
-            plan = make_plan(settings, parts, rows, seed, names, whole=whole)
+            plan = make_plan(settings, parts, rows, seed, names, whole=whole, known=known)
         auto.warn_identity(plan.codec, plan.parts.objective, plan.parts.corruption)
         if self.verbose:
             print(f"solver {plan.solver}: {plan.reason}", file=sys.stderr)
@@ -832,6 +831,20 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         for name in ("n_components", "n_iter", "best_loss", "pca_score", "loss_curve", "validation_scores",
                      "history", "solver", "n_left_out", "dialled"):  # fmt: skip
             setattr(self, f"{name}_", getattr(model.fitted, name))
+
+
+def first_rows(batches: Iterable[Any], n_rows: int | None, loss: Any) -> tuple[Any, Iterator[Array], int | None]:
+    """The first rows of a stream, which settle what all do elsewhere, those that come later, and how many in all.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two, or `n_rows` says so.
+    """
+    if n_rows is not None and not (isinstance(n_rows, int | np.integer) and n_rows >= 2):
+        raise ValueError(f"n_rows={n_rows!r} is not possible: an int from 2 on or None was expected")
+    first, coming, ended = beginning(arrays(batches, n_rows, loss), POOL)
+    return Shards.of(first) if first.dtype == np.float16 else first, coming, len(first) if ended else n_rows
 
 
 def _aligned(rows: Array) -> Array:

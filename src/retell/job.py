@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retell.exits import BAD_DATA, BAD_MODEL, USAGE, Failure, Terminated, blame, check_output
+from retell.options import several
 from retell.rows.files import check_data, read_rows, replacing
 
 if TYPE_CHECKING:
     from retell.estimator import Autoencoder
 
-__all__ = ["Job"]
+__all__ = ["Job", "sweep"]
 
 COMMAND = "command.json"
 MOST = 2000  # rows that a diagnosis reads
@@ -156,3 +157,39 @@ def _remove(checkpoint: Path) -> None:
 
     (checkpoint / COMMAND).unlink(missing_ok=True)
     remove_checkpoint(checkpoint)
+
+
+def sweep(data: Path, output: Path, parameters: dict[str, Any], test: Path | None, *, force: bool, quiet: bool) -> str:
+    """Fit at all settings, write them to a folder; the table.
+
+    Parameters
+    ----------
+    data, test : path
+        Rows to fit to and, if any, to judge by.
+    output : path
+        Folder to write.
+    parameters : dict
+        Of `Autoencoder`; those that are lists vary.
+    """
+    for path in (data,) if test is None else (data, test):
+        with blame(USAGE):
+            check_data(path)
+    check_output(output, force=force)
+    if output.exists() and not (output / "frontier.csv").is_file():
+        raise Failure(USAGE, f"{output} exists and is no frontier: choose another name")
+    listed = {name: several(name, value) for name, value in parameters.items()}
+    lists: dict[str, Any] = {name: values for name, values in listed.items() if values}
+    if not lists:
+        raise Failure(USAGE, "nothing varies: give a parameter a list of values, as in --target-l0 8,16,32")
+    from retell.estimator import Autoencoder
+    from retell.frontiers import frontier
+
+    common = {"verbose": 0 if quiet else 1, **{name: it for name, it in parameters.items() if name not in lists}}
+    with blame(USAGE):
+        Autoencoder(**{**common, **{name: values[0] for name, values in lists.items()}})._settings()
+    with blame(BAD_DATA):
+        judges = None if test is None else read_rows(test)
+        found = frontier(Autoencoder(**common), read_rows(data), test=judges, **lists)
+    with blame(USAGE):
+        found.save(output)
+    return f"{found}\nin {output}"

@@ -13,7 +13,7 @@ from cyclopts import Group, Parameter, Token
 
 from retell.settings import Settings
 
-__all__ = ["Options", "given", "literal"]
+__all__ = ["Options", "given", "literal", "several"]
 
 NOT_GIVEN = object()
 GROUP = Group("Parameters of the autoencoder", sort_key=9)
@@ -83,3 +83,29 @@ Options.__module__ = __name__  # make_dataclass leaves "types", which cyclopts t
 def given(options: Any) -> dict[str, Any]:
     """The parameters that the command line names."""
     return {name: value for name, value in vars(options).items() if value is not NOT_GIVEN}
+
+
+def several(name: str, value: Any) -> list[Any] | None:
+    """The values of a parameter that is given as a list of them, of numbers or of parts; None for one value.
+
+    Examples
+    --------
+    >>> from retell.options import literal, several
+    >>> several("target_l0", literal("8,16")), several("code_activation", "TopK(8), TopK(16)")
+    ([8, 16], ['TopK(8)', 'TopK(16)'])
+    >>> several("hidden_layer_sizes", literal("(64, 32)")), several("hidden_layer_sizes", literal("[(64, 32), ()]"))
+    (None, [(64, 32), ()])
+    """
+    if isinstance(value, list):
+        return value
+    if isinstance(value, tuple):
+        return None if name.endswith("layer_sizes") else list(value)
+    if not isinstance(value, str):
+        return None
+    try:
+        listed = ast.parse(value.strip(), mode="eval").body
+    except (SyntaxError, ValueError):
+        return None
+    if not isinstance(listed, ast.List | ast.Tuple):
+        return None
+    return [literal(ast.get_source_segment(value.strip(), item) or "") for item in listed.elts]

@@ -14,6 +14,7 @@ from retell.codec import Codec
 from retell.descend import Recipe
 from retell.dials import Aim, Dial, aimed, check, many, settle
 from retell.factors import Factors
+from retell.known import FORGETFUL, Known
 from retell.networks import mirror, mlp
 from retell.objective import Objective
 from retell.rows.blocks import CHUNK, pooled, spaced, take
@@ -25,7 +26,7 @@ from retell.solvers import dense, sparse
 from retell.solvers.codes import check_map
 from retell.solvers.exact import Problem, why_not
 from retell.start import counts, fill_random, fill_start, observe
-from retell.survey import Survey, enough, survey
+from retell.survey import Survey, asked, enough, survey
 
 __all__ = ["Parts", "Plan", "build_codec", "make_plan", "plan_on"]
 
@@ -88,8 +89,9 @@ class Plan:
 
 
 def make_plan(
-    settings: Settings, parts: Parts, rows: Array, seed: int, names: Any = None, *, whole: bool = True
-) -> Plan:
+    settings: Settings, parts: Parts, rows: Array, seed: int, names: Any = None, *, whole: bool = True,
+    known: Known = FORGETFUL,
+) -> Plan:  # fmt: skip
     """Look at the rows, resolve every "auto", build the codec and fill its first θ.
 
     Parameters
@@ -103,14 +105,15 @@ def make_plan(
         The columns' names, for messages.
     whole : bool, default=True
         Whether these are all rows: more can't come to a closed form.
+    known : Known, optional
+        What other plans for these very rows have found out.
 
     Raises
     ------
     ValueError
         If rows are infinite or outside the loss's support, or the settings can't be combined.
     """
-    train, held_out = _split(settings, rows, seed)
-    seen = survey(rows, settings, parts, _judges(held_out, rows), seed, names)
+    train, held_out, seen = _look(settings, parts, rows, seed, names, known)
     given, (n, D) = settings.n_components, rows.shape
     K = auto.n_components(given, seen.spectrum.values if isinstance(given, float) else np.zeros(D))
     widths = _widths(settings, parts, n, D, K)
@@ -130,6 +133,20 @@ def make_plan(
         _fill(codec, settings, parts, seen, seed)
     codec.n_rows.fill_(len(train))
     return _plan(settings, parts, seed, seen, (train, held_out), widths, codec, solver, why)
+
+
+def _look(
+    settings: Settings, parts: Parts, rows: Array, seed: int, names: Any, known: Known
+) -> tuple[Array, Array, Survey]:
+    """Which rows are trained on, which are held out, and what they say."""
+    aim, these = bool(_aim(settings)), (id(rows), seed)
+    how = settings.early_stopping, settings.validation_fraction
+    train, held_out = known.once(("split", these, aim, how), lambda: _split(settings, rows, seed))
+    seen = known.once(
+        ("survey", these, aim, how, asked(settings, parts, rows)),
+        lambda: survey(rows, settings, parts, _judges(held_out, rows), seed, names, known=known),
+    )
+    return train, held_out, seen
 
 
 def plan_on(settings: Settings, parts: Parts, rows: Array, seed: int, codec: Codec, scaling: Scaling,

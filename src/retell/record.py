@@ -17,7 +17,7 @@ from retell.metrics import explained_variance, share
 from retell.model_file import Fitted, Model
 from retell.plan import Plan
 from retell.reader import Reader
-from retell.rows.blocks import blocks, rows_a_block, spaced, take
+from retell.rows.blocks import blocks, rows_a_block, spaced
 from retell.seeds import HIDE, generator
 from retell.solvers.exact import times
 from retell.survey import enough
@@ -113,7 +113,7 @@ def _of_rows(plan: Plan) -> _Account:
     """The rows that judge, and evenly spaced ones, through the codec."""
     codec, seen, how = plan.codec, plan.survey, plan.settings.inference
     some = np.union1d(spaced(range(len(seen.rows)), enough(seen.rows.shape[1])), seen.judged)
-    x = seen.scaling.to(take(seen.rows, some))
+    x = seen.some(some)
     reader = Reader(codec, plan.parts.objective, plan.parts.constraint)
     x_hat, codes = _through(reader, x, "encoder")
     codec.rms.copy_(torch.from_numpy(np.sqrt(codes.mean_square + torch.finfo(codec.rms.dtype).eps)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, Self
@@ -14,6 +15,7 @@ from retell import auto
 from retell.activations import Identity
 from retell.corruptions import Mask
 from retell.factors import MANY, Factors
+from retell.known import FORGETFUL, Known
 from retell.metrics import explained_variance, share
 from retell.moments import Moments
 from retell.rows.arrays import check_support
@@ -25,7 +27,7 @@ from retell.settings import Settings
 from retell.solvers.exact import Spectrum, mean_squares, times
 from retell.solvers.sketch import sketch
 
-__all__ = ["Survey", "enough", "survey"]
+__all__ = ["Survey", "asked", "enough", "survey"]
 
 Array = npt.NDArray[Any]
 
@@ -59,6 +61,8 @@ class Survey:
         Numbers of the rows that judge: held out, or of all; evenly spaced if they are many.
     kept : ndarray of shape (M, D)
         Those rows, as given.
+    known : Known
+        Keeps what is taken of the rows, where several fits take the same.
     """
 
     rows: Array
@@ -68,6 +72,7 @@ class Survey:
     factors: Factors
     judged: Array
     kept: Array
+    known: Known = FORGETFUL
 
     @cached_property
     def x_judged(self) -> Array:
@@ -81,7 +86,15 @@ class Survey:
 
     def sample(self, least: int = 0) -> Array:
         """Evenly spaced rows of all, scaled, enough for a start, and at least so many if there are."""
-        return _sample(self.rows, self.scaling, least)
+        return self.some(_spaced(self.rows, least))
+
+    def some(self, numbers: Array) -> Array:
+        """The rows with these numbers, scaled."""
+        _, found = self.known.once(  # with the rows, or others might come to have their id
+            ("some", id(self.rows), id(self.scaling), numbers.tobytes()),
+            lambda: (self.rows, self.scaling.to(take(self.rows, numbers))),
+        )
+        return found
 
     def pca_score(self, n_units: int) -> float:
         """R² on the rows that judge of PCA with so many components, fitted to all rows."""
@@ -97,7 +110,7 @@ class Survey:
 
 def survey(
     rows: Array, settings: Settings, parts: Any, judged: Array, seed: int, names: Any = None, *,
-    settled: tuple[Scaling, Factors] | None = None,
+    settled: tuple[Scaling, Factors] | None = None, known: Known = FORGETFUL,
 ) -> Survey:  # fmt: skip
     """Look at the rows.
 
@@ -119,6 +132,8 @@ def survey(
         The columns' names, for messages.
     settled : (Scaling, Factors), optional
         What an earlier fit has settled; factors without any loadings were never looked for.
+    known : Known, optional
+        Where the survey keeps what is taken of the rows.
 
     Raises
     ------
@@ -135,10 +150,10 @@ def survey(
         for start, block in blocks(rows):
             check_support(block, loss.support, loss, names, first=start)
     scaling = Scaling.of(found.mean, found.spread, settings.scale, bounded=bounded) if settled is None else settled[0]
-    known = settled[1] if settled is not None and settled[1].loadings.size else None
+    old = settled[1] if settled is not None and settled[1].loadings.size else None
     if found.holes:
-        factors = known or Factors.fit(_sample(rows, scaling) - scaling.centre, wanted.n_factors)
-        return Survey(rows, True, scaling, Spectrum.of(factors.covariance), factors, judged, found.kept)
+        factors = old or Factors.fit(scaling.to(take(rows, _spaced(rows))) - scaling.centre, wanted.n_factors)
+        return Survey(rows, True, scaling, Spectrum.of(factors.covariance), factors, judged, found.kept, known)
     if wanted.lean:
         x, draw = Rows(rows, scaling, torch.zeros((), dtype=torch.float64)), generator(seed, SKETCH)
         spectrum = sketch(x, scaling.centre, (found.spread / scaling.factor) ** 2, wanted.n_axes, draw)
@@ -147,8 +162,13 @@ def survey(
     if wanted.products == np.float32 and not _is_resolved(spectrum):
         again = Moments.of(rows, judged[:0], names, extent=False)
         spectrum = Spectrum.of(again.scaled(rows, scaling), wanted.n_axes)
-    factors = known or _factors(spectrum, wanted.n_factors)
-    return Survey(rows, False, scaling, spectrum, factors, judged, found.kept)
+    factors = old or _factors(spectrum, wanted.n_factors)
+    return Survey(rows, False, scaling, spectrum, factors, judged, found.kept, known)
+
+
+def asked(settings: Settings, parts: Any, rows: Array) -> Hashable:
+    """What of these a survey of the rows depends upon: where it is equal, so is the survey."""
+    return _Wanted.of(settings, parts, rows), settings.scale, parts.objective.loss.support
 
 
 class _Wanted(NamedTuple):
@@ -178,9 +198,9 @@ class _Wanted(NamedTuple):
         return cls(n_factors, n_axes, lean, every, np.float32 if single else np.float64)
 
 
-def _sample(rows: Array, scaling: Scaling, least: int = 0) -> Array:
-    """Evenly spaced rows, scaled, enough for a start, and at least so many if there are."""
-    return scaling.to(take(rows, spaced(range(len(rows)), max(least, enough(rows.shape[1])))))
+def _spaced(rows: Array, least: int = 0) -> Array:
+    """Numbers of evenly spaced rows, enough for a start, and at least so many if there are."""
+    return spaced(range(len(rows)), max(least, enough(rows.shape[1])))
 
 
 def _is_long(rows: Array) -> bool:

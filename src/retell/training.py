@@ -8,6 +8,7 @@ import os
 import time
 import warnings
 from collections.abc import Generator
+from contextlib import closing
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -92,17 +93,35 @@ class Training:
 
     def epochs(self) -> Generator[Epoch, None, None]:
         """Run to the end; the codec then holds the best epoch."""
+        with closing(self.course()) as course:
+            yield from filter(None, course)
+
+    def sources(self) -> tuple[Any, Any]:
+        """The rows to learn from, and those held out; for a step to take."""
+        plan = self.plan
+        return plan.rows(plan.train if len(plan.held_out) else None), plan.rows(spaced(plan.held_out, JUDGES))
+
+    def course(self, sources: tuple[Any, Any] | None = None) -> Generator[Epoch | None, None, None]:
+        """`epochs` for fits that take turns: yields None too, after each batch that it has taken.
+
+        Parameters
+        ----------
+        sources : (Rows, Rows), optional
+            What `sources` has given, or that of another training on the same rows.
+        """
         if self.plan.solver == "exact":
             yield self._exact()
             return
         plan, start = self.plan, time.monotonic()
-        x = plan.rows(plan.train if len(plan.held_out) else None)
-        held_out = plan.rows(spaced(plan.held_out, JUDGES))
+        x, held_out = sources or self.sources()
         judging = len(held_out) and plan.settings.early_stopping
         identity = self._resume()
         state, written = None, time.monotonic()
         try:
-            for epoch in self.descent.epochs(x, held_out if judging else None):
+            for epoch in self.descent.course(x, held_out if judging else None):
+                if epoch is None:
+                    yield None
+                    continue
                 self.history.append(epoch)
                 self._say(epoch)
                 if self.checkpoint is not None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,12 +16,13 @@ if TYPE_CHECKING:
 
     from retell.estimator import Autoencoder
 
-__all__ = ["loss_curve", "reconstructions"]
+__all__ = ["frontier", "loss_curve", "reconstructions"]
 
 Array = npt.NDArray[Any]
 
 # Okabe and Ito's blue and vermilion: told apart with every kind of colour vision.
 OURS, PCA, INK, FAINT = "#0072B2", "#D55E00", "#222222", "#9A9A9A"
+COLOURS = OURS, PCA, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", INK
 
 
 def reconstructions(
@@ -72,8 +75,6 @@ def loss_curve(model: Autoencoder, path: str | os.PathLike[str]) -> None:
     path : path
         A .png to write.
     """
-    from matplotlib.ticker import LogLocator, NullFormatter
-
     scores = np.asarray(model.validation_scores_)
     if not len(scores):
         raise ValueError("the model was fitted without held-out rows: early_stopping=True holds some out")
@@ -92,10 +93,7 @@ def loss_curve(model: Autoencoder, path: str | os.PathLike[str]) -> None:
     ax.plot(epoch, kept, color=OURS, marker="o", clip_on=False)
     ax.set_yscale("log")
     ax.set_ylim(0.92 * min(lost.min(), kept, yardstick), 1.08 * max(lost.max(), kept, yardstick))
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
-    ax.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
-    ax.yaxis.set_minor_formatter(NullFormatter())
-    ax.yaxis.minorticks_off()
+    _log_axis(ax.yaxis, lambda value, _: f"{100 * value:.3g} %")
     ax.set(xlabel="epoch", xlim=(0, max(2, len(lost))))
     ax.set_title("Held-out variance left unexplained", loc="left", fontsize=11, color=INK, pad=10)
     ax.spines[["top", "right"]].set_visible(False)
@@ -107,6 +105,48 @@ def loss_curve(model: Autoencoder, path: str | os.PathLike[str]) -> None:
     figure.savefig(path)
 
 
+def frontier(lines: Mapping[str, Sequence[tuple[float, float, str]]], judged: str) -> Figure:
+    """Draw what is left unexplained against the active units of a row, both on logarithmic axes.
+
+    Parameters
+    ----------
+    lines : mapping of str to sequence of (float, float, str)
+        By name: L0, FVU and label of each point, all above 0.
+    judged : str
+        Which rows the figures are of.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    ValueError
+        If there is no point.
+    """
+    if not any(lines.values()):
+        raise ValueError("there is nothing to draw: no setting was fitted, or none leaves anything unexplained")
+    figure = _figure(7.2, 4.4)
+    figure.subplots_adjust(left=0.1, right=0.97, top=0.88, bottom=0.13)
+    ax = figure.subplots()
+    ax.set(xscale="log", yscale="log", xlabel="active units of a row (L0)")
+    for (name, points), colour in zip(lines.items(), cycle(COLOURS)):
+        places = sorted((l0, fvu) for l0, fvu, _ in points)
+        ax.plot(*zip(*places, strict=True), color=colour, marker="o", linewidth=2, label=name)
+        for l0, fvu, label in points if len(lines) == 1 else ():
+            ax.annotate(label, (l0, fvu), (6, 6), textcoords="offset points", color=INK, fontsize=8)
+    if len(lines) > 1:
+        ax.legend(frameon=False, fontsize=9)
+    ax.margins(0.12)
+    _log_axis(ax.xaxis, lambda value, _: f"{value:.3g}")
+    _log_axis(ax.yaxis, lambda value, _: f"{100 * value:.3g} %")
+    ax.set_title(f"Variance left unexplained, {judged}", loc="left", fontsize=11, color=INK, pad=10)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(color="#E6E6E6", linewidth=0.7)
+    ax.set_axisbelow(True)
+    return figure
+
+
 def _figure(width: float, height: float) -> Figure:
     """A figure of its own, drawn by Agg, not known to pyplot."""
     try:
@@ -114,9 +154,20 @@ def _figure(width: float, height: float) -> Figure:
         from matplotlib.figure import Figure
     except ImportError:
         raise ImportError("pictures need matplotlib: pip install 'retell[plot]'") from None
-    figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
+    how: dict[str, Any] = {"layout": "none"}  # whatever matplotlib was told elsewhere
+    figure = Figure(figsize=(width, height), dpi=150, facecolor="white", **how)
     FigureCanvasAgg(figure)
     return figure
+
+
+def _log_axis(axis: Any, shown: Callable[[float, int | None], str]) -> None:
+    """Ticks of a logarithmic axis that may be less than a decade long."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
+    axis.set_major_formatter(FuncFormatter(shown))
+    axis.set_minor_formatter(NullFormatter())
+    axis.minorticks_off()
 
 
 def _row_label(ax: Axes, text: str, colour: str) -> None:

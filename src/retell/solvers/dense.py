@@ -19,8 +19,9 @@ from retell.activations import Identity, ReLU, Sigmoid, Tanh
 from retell.codec import Codec
 from retell.constraints import Free, NonNegative, UnitNorm, UnitRMS
 from retell.corruptions import Nothing
-from retell.descend import Descent, Group, Judgement, Moments, Recipe, adamw
+from retell.descend import Descent, Group, Judgement, Moments, Recipe, Turns, adamw
 from retell.losses import MSE
+from retell.metrics import Explained
 from retell.objective import Objective, at, mean, total_weight, value_of
 from retell.parts import Pass
 from retell.penalties import KL, Contractive
@@ -97,12 +98,12 @@ class Dense(Descent):
         self.held = None if dictionary is None else (dictionary.detach(), codec.dictionary_gradient())
         self.holed = True
 
-    def one_epoch(self, x: Tensor, *, constant_rate: bool = False) -> dict[str, float]:
+    def stepping(self, x: Tensor, *, constant_rate: bool = False) -> Turns[dict[str, float]]:
         holed = _holed(x)
         if holed != self.holed:  # memory for the one way is none for the other
             self.holed, self.works = holed, {}
         with threads(self.threads):
-            return super().one_epoch(x, constant_rate=constant_rate)
+            return (yield from super().stepping(x, constant_rate=constant_rate))
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         super().load_state(state)
@@ -115,17 +116,21 @@ class Dense(Descent):
         super().restore_best()
 
     @torch.no_grad()
-    def evaluate(self, x: Tensor) -> Judgement:
+    def judging(self, x: Tensor) -> Turns[Judgement]:
         if not self.alone or _holed(x) or any(len(stretch.low) for stretch in self.stretches):
-            return super().evaluate(x)
-        if x is not self.judges:
-            self.judges, self.explained = x, self.explain(x)
-            self.judge = Squares(self.codec, self._places(), max(1, min(len(x), JUDGED // x.shape[1])))
-        rows = torch.empty(len(x), dtype=torch.float64)
-        for i in range(0, len(x), len(self.judge.y)):
-            some = x[i : i + len(self.judge.y)]
+            return (yield from super().judging(x))
+        size, new = max(1, min(len(x), JUDGED // x.shape[1])), x is not self.judges
+        if new:
+            self.judges, self.explained = x, Explained(self.codec.centre.double().cpu().numpy())
+            self.judge = Squares(self.codec, self._places(), size)
+        errors: list[Tensor] = []
+        for some in self.batches.in_order(x, size, self.epoch):
+            if new:
+                self.explained.see(some.double().cpu().numpy())
             off = self.judge.forward(some)[: len(some)] - some
-            rows[i : i + len(some)] = off.square_().mean(1)
+            errors.append(off.square_().mean(1).double())
+            yield
+        rows = torch.cat(errors)
         self.explained.error = float(rows.sum()) * x.shape[1]
         return Judgement({self.recipe.objective.names[0]: float(rows.mean())}, rows, self.explained.score)
 

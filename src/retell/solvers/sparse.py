@@ -22,7 +22,7 @@ from retell.activations import BatchTopK, JumpReLU, ReLU, TopK
 from retell.codec import Codec
 from retell.constraints import Free, NonNegative, UnitNorm
 from retell.corruptions import Nothing
-from retell.descend import Descent, Moments, Recipe, adamw, clip
+from retell.descend import Descent, Moments, Recipe, Turns, adamw, clip
 from retell.losses import MSE, Nested
 from retell.objective import at
 from retell.parts import part_of
@@ -113,10 +113,10 @@ class Sparse(Descent):
         p.data = value
         self.moments[p] = Moments(mean, square, torch.zeros((), device=p.device))
 
-    def one_epoch(self, x: Tensor, *, constant_rate: bool = False) -> dict[str, float]:
+    def stepping(self, x: Tensor, *, constant_rate: bool = False) -> Turns[dict[str, float]]:
         self.threads = torch.get_num_threads()
         with threads(1):  # those of `spread` are all: torch's own would go on turning on a core that they need
-            return super().one_epoch(x, constant_rate=constant_rate)
+            return (yield from super().stepping(x, constant_rate=constant_rate))
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         super().load_state(state)

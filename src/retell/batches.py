@@ -1,0 +1,157 @@
+"""The rows of an epoch, a batch at a time; where several fits take them in step, each batch is read once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import pairwise
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from retell.seeds import row_order
+from retell.spread import ahead
+
+__all__ = ["Batches", "Common", "InStep", "how_many"]
+
+T = TypeVar("T")
+
+CELLS = 2**19  # taken at a time: rows may have to be scaled, or to come from a disk
+
+
+def how_many(n_rows: int, size: int) -> int:
+    """Batches of at most so many rows."""
+    return math.ceil(n_rows / size)
+
+
+class Batches:
+    """Batches of rows, in memory that is taken once: each is good until the next but one."""
+
+    def __init__(self) -> None:
+        self.taken = torch.zeros(0)
+
+    def shuffled(self, x: Any, size: int, seed: int, epoch: int) -> Iterator[Tensor]:
+        """All rows once, in batches of nearly equal size, in an order that is a function of (seed, epoch).
+
+        Many rows are taken at a time, a batch is given at a time.
+
+        Parameters
+        ----------
+        x : Tensor or Rows of shape (N, D)
+        size : int
+            Rows of the largest batch.
+        seed, epoch : int
+        """
+        steps = how_many(len(x), size)
+        ends = [len(x) * i // steps for i in range(steps + 1)]
+        if getattr(x, "pooled", False):
+            yield from ahead(x.shuffled([end - start for start, end in pairwise(ends)], seed, epoch))
+            return
+        order = row_order(seed, epoch, len(x)).to(x.device)
+        most = max(1, CELLS // (size * x.shape[1]))
+        several = [ends[i : i + most + 1] for i in range(0, steps, most)]
+        aside = len(several) > 1 and torch.get_num_threads() == 1  # or no time to gain, or every core computes
+        shape = (2 if aside else 1, max(some[-1] - some[0] for some in several), x.shape[1])
+        if self.taken.shape != shape:
+            self.taken = torch.empty(shape, dtype=x.dtype, device=x.device)
+
+        def take(i: int) -> Tensor:
+            first, last = several[i][0], several[i][-1]
+            taken = self.taken[i % len(self.taken), : last - first]
+            if isinstance(x, Tensor):
+                return torch.index_select(x, 0, order[first:last], out=taken)
+            x.take(order[first:last], taken)
+            return taken
+
+        sizes = [[end - start for start, end in pairwise(some)] for some in several]
+        if not aside:
+            for i, some_sizes in enumerate(sizes):
+                yield from torch.split(take(i), some_sizes)
+            return
+        with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as reader:
+            coming = reader.submit(take, 0)
+            for i, some_sizes in enumerate(sizes):
+                taken = coming.result()
+                if i + 1 < len(sizes):
+                    coming = reader.submit(take, i + 1)
+                yield from torch.split(taken, some_sizes)
+
+    def in_order(self, x: Any, size: int, epoch: int) -> Iterator[Tensor]:  # noqa: ARG002
+        """All rows once, as they lie; those of an epoch are those of any other."""
+        return (x[i : i + size] for i in range(0, len(x), size))
+
+
+class Common(Generic[T]):
+    """The values of an iterator for several who take them in step: only the last one is kept for the others.
+
+    Parameters
+    ----------
+    values : iterator
+
+    Raises
+    ------
+    RuntimeError
+        If one of them asks for a value that is gone.
+
+    Examples
+    --------
+    >>> from retell.batches import Common
+    >>> common = Common(iter("ab"))
+    >>> one, other = iter(common), iter(common)
+    >>> [next(it) for it in (one, other, one, other)], next(other, "end")
+    (['a', 'a', 'b', 'b'], 'end')
+    """
+
+    def __init__(self, values: Iterator[T]) -> None:
+        self.values, self.count = values, 0
+        self.last: list[T] = []
+        self.failure: Exception | None = None
+
+    def __iter__(self) -> Iterator[T]:
+        mine = 0
+        while self._reaches(mine):
+            if mine != self.count - 1:
+                raise RuntimeError(f"value {mine} is gone: {self.count} have been taken by others")
+            yield self.last[0]
+            mine += 1
+
+    def _reaches(self, number: int) -> bool:
+        """Whether there is a value of this number; it is taken if nobody has."""
+        if self.failure is not None:  # what has failed once would seem to have ended to those who ask later
+            raise self.failure
+        if number == self.count:
+            try:
+                self.last = [next(self.values)]
+            except StopIteration:
+                return False
+            except Exception as error:
+                self.failure = error
+                raise
+            self.count += 1
+        return True
+
+
+class InStep:
+    """`Batches` for several fits that take the same rows in step: a batch is read when the first of them asks."""
+
+    def __init__(self) -> None:
+        self.batches = Batches()
+        self.latest: dict[str, tuple[Hashable, Common[Tensor]]] = {}
+
+    def shuffled(self, x: Any, size: int, seed: int, epoch: int) -> Iterator[Tensor]:
+        """As those of `Batches`."""
+        asked = (size, seed, epoch)
+        return self._common("shuffled", asked, partial(self.batches.shuffled, x, *asked))
+
+    def in_order(self, x: Any, size: int, epoch: int) -> Iterator[Tensor]:
+        """As those of `Batches`."""
+        asked = (size, epoch)
+        return self._common("in order", asked, partial(self.batches.in_order, x, *asked))
+
+    def _common(self, what: str, asked: Hashable, values: Callable[[], Iterator[Tensor]]) -> Iterator[Tensor]:
+        if what not in self.latest or self.latest[what][0] != asked:
+            self.latest[what] = asked, Common(values())
+        return iter(self.latest[what][1])
