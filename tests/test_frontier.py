@@ -62,6 +62,11 @@ SWEEPS = {
         {"objective": ["MSE() + 0.01 * L1()", "MSE() + 0.1 * L1()"]},
     ),
     "solvers": ({"n_components": 64, "code_activation": "TopK(3)"}, {"solver": ["sparse", "dense", "descend"]}),
+    "single": (
+        {"n_components": 64, "solver": "sparse", "precision": "auto"},
+        {"code_activation": ["TopK(1)", "TopK(4)"]},
+    ),
+    "error": ({"n_components": 12, "code_activation": "BatchTopK(2)"}, {"target_fvu": [0.3, 0.5]}),
     "aux": ({"n_components": 32, "objective": "MSE() + 0.1 * AuxK(4)"}, {"code_activation": ["TopK(1)", "TopK(2)"]}),
     "noise": (
         {"n_components": 3, "hidden_layer_sizes": (8,), "corruption": "Mask(0.2)"},
@@ -211,6 +216,11 @@ def test_where_all_fail_the_first_says_why():
 def test_what_is_asked_is_checked(lists, sentence):
     with pytest.raises(ValueError, match=sentence):
         frontier(Autoencoder(12, **SMALL), draw(), **lists)
+
+
+def test_the_autoencoder_comes_first():
+    with pytest.raises(TypeError, match=r"an Autoencoder was expected first, then the rows; got ndarray"):
+        frontier(draw(), Autoencoder(12, **SMALL), code_activation=[TopK(1)])
 
 
 def test_figures_are_those_of_the_rows_given():

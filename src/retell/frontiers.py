@@ -168,6 +168,8 @@ def frontier(
 
     Raises
     ------
+    TypeError
+        If `model` is no Autoencoder.
     ValueError
         If there is nothing to vary, or no setting could be fitted. One that fails beside others costs only itself: a
         warning says why, and so does the table.
@@ -183,6 +185,8 @@ def frontier(
     >>> found.models[1].transform(load_digits().data).shape
     (1797, 128)
     """
+    if not isinstance(model, Autoencoder):
+        raise TypeError(f"an Autoencoder was expected first, then the rows; got {type(model).__name__}")
     seed, asked = seed_of(model.random_state), _grid(model, settings)
     fits = [Fit(_label(values), clone(model).set_params(**{"random_state": seed, **values})) for values in asked]
     if hasattr(X, "__next__"):
