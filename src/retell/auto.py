@@ -42,6 +42,7 @@ Array = npt.NDArray[Any]
 
 SURE = 3.0  # standard errors by which a fit must be better than PCA, where it starts there
 WEIGHT_DECAY = 0.4  # of nonlinear paths beside linear ones
+LATE = 0.2  # of the largest rate: how fast at least biases of JumpReLU's idle units rise while it is thinned out
 LARGE = 2**33  # rows x columns x units from which a dictionary is shared out among the rows
 LARGE_STEP = 2**26  # the same of a batch, from which active pairs cost less than all cells
 
@@ -181,6 +182,8 @@ class Way(NamedTuple):
     """Share of the steps in which the rate rises."""
     revive: float = 0.0
     """By how much the bias of an idle unit rises in a step, in rates."""
+    late: float = 0.0
+    """Least share of the largest rate that counts there."""
     first: float = 0.0
     """Units a row at the first step, where fewer are wanted in the end."""
 
@@ -197,7 +200,8 @@ def way(
 
     Dictionaries of many units that many rows share out take batches up to 4,096, Adam with short memory and a rate
     that falls with the square root of the units, and raise the biases of units that are idle; BatchTopK and JumpReLU,
-    where it is `known` how many units a row they have in the end, are faster by half and thinned out on the way.
+    where it is `known` how many units a row they have in the end, are faster by half and thinned out on the way;
+    JumpReLU's go on raising the biases of idle units where the rate has fallen.
     Where the way is short, nonlinear paths beside linear ones take batches near 4 √n and some 120 steps. Others take
     batches of n / 16, to 64: 4,000 steps from far off, else 1,500; a rate of 7e-3 for nonlinear paths beside linear
     ones, which take 0.3 of it; 1e-2 for a linear net that starts far off, 4e-2 for a random one without code
@@ -207,7 +211,9 @@ def way(
         batch = batch or _power_of_two(n / 16, 4096)
         level = known and isinstance(part_of(codec.code_activation), BatchTopK | JumpReLU)
         rate = (3e-2 if level else 2e-2) * math.sqrt(min(1.0, batch / 4096) * min(1.0, 3072 / codec.n_units))
-        return Way(batch, rate, 500, 10, 400, (0.85, 0.95), 0.3, 10.0, many(codec) if level else 0.0)
+        first = many(codec) if level else 0.0
+        late = LATE if level and isinstance(part_of(codec.code_activation), JumpReLU) else 0.0
+        return Way(batch, rate, 500, 10, 400, (0.85, 0.95), 0.3, 10.0, late, first)
     is_far = far(codec, start, constraint)
     if not is_far and quick(codec, objective, corruption):
         batch = batch or _power_of_two(min(n / 4, 4 * math.sqrt(n)), 1024)

@@ -51,6 +51,8 @@ class Recipe:
     """Share of the steps in which the learning rate rises."""
     revive: float = 0.0
     """By how much, in learning rates, a step raises the encoder's bias of each unit that has long been idle."""
+    late: float = 0.0
+    """Least share of the largest rate that counts there."""
     first: float = 0.0
     """Units a row with which the code begins; it falls to its own number before the end."""
     aim: Aim = NO_AIM
@@ -205,7 +207,7 @@ class Descent:
         self.codec.train()
         try:
             for rows in self._batches(x):
-                self.dial.begin(self.done)
+                self.dial.begin(rows, self.done)
                 rate = self.recipe.learning_rate * (1.0 if constant_rate else self.share(steps))
                 table[len(sizes)] = torch.stack(self.one_step(rows, noise, rate))
                 sizes.append(rows.shape[0])
@@ -225,6 +227,7 @@ class Descent:
         terms = recipe.objective(p._replace(unit=recipe.constraint.unit(p.h)), self.step)
         self.codec.zero_grad()
         torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
+        self.hold()
         if dictionary is not None:
             with torch.no_grad():
                 recipe.constraint.tangent(dictionary, self.codec.dictionary_gradient())
@@ -252,6 +255,12 @@ class Descent:
         self.dial.turn(float(active) / len(x), float(fvu), self.done, self.end, (rate, self.recipe.learning_rate))
         self.recipe = replace(self.recipe, objective=self.dial.objective)
 
+    def hold(self) -> None:
+        """Thresholds of a code that is thinned out are set, not learned: take back their gradient."""
+        threshold = getattr(self.codec.code_activation, "threshold", None)
+        if threshold is not None and threshold.grad is not None and self.dial.thins(self.done):
+            threshold.grad.zero_()
+
     @property
     def done(self) -> float:
         """Share of the steps that is over; 1 where they have no end."""
@@ -264,8 +273,12 @@ class Descent:
 
     @torch.no_grad()
     def revive(self, rate: float) -> None:
-        """Raise the biases of units that have not been active for `IDLE` rows, until they are."""
+        """Raise the biases of units that have not been active for `IDLE` rows, until they are.
+
+        Thresholds that rise silence units to the end, when the rate is low.
+        """
         if self.recipe.revive:
+            rate = max(rate, self.recipe.late * self.recipe.learning_rate)
             bias = self.codec.encoder.last.bias
             assert bias is not None
             bias.add_(self.codec.idle >= IDLE, alpha=self.recipe.revive * rate)

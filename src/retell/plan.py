@@ -329,5 +329,6 @@ def _recipe(settings: Settings, parts: Parts, n: int, codec: Codec) -> Recipe:
         betas=way.betas,
         warmup=way.warmup,
         revive=way.revive,
+        late=way.late,
         first=way.first,
     )
