@@ -94,6 +94,18 @@ def test_rows_held_out_correct_what_batches_say(rows, kind):
     assert dial.wanted == pytest.approx(8.0 * math.exp(0.1 * math.log(1.25)))
 
 
+@pytest.mark.parametrize("target", [0.5, 5.0])
+def test_thresholds_leave_as_many_units_of_a_batch_as_are_wanted(rows, target):
+    model = make("JumpReLU", max_iter=1).fit(rows[:1000])
+    codec, x = model.codec_, torch.from_numpy(rows[:200])
+    dial = Dial(codec, model.objective_, Aim(l0=target))
+    before = codec.code_activation.threshold.detach().clone()
+    dial.begin(x, 1.0)
+    assert float((codec(x).h > 0).sum()) / len(x) == pytest.approx(target, abs=1 / len(x))
+    factors = codec.code_activation.threshold.detach() / before
+    assert float(factors.std()) < 1e-5 * float(factors.mean())
+
+
 @pytest.mark.filterwarnings("ignore:target_fvu=0.15 was not reached")
 @pytest.mark.parametrize("kind", CODES)
 def test_solvers_turn_alike(rows, kind):
@@ -152,7 +164,7 @@ def test_thinned_out_by_its_steps(rows):
     dial = Dial(model.codec_, model.objective_, NO_AIM, 4.0)
     found = [dial.at(done) for done in (0.0, THIN / 2, THIN, 1.0)]
     assert found == pytest.approx([4.0, 2.0, 1.0, 1.0])
-    dial.begin(0.0)
+    dial.begin(torch.from_numpy(rows[:100]), 0.0)
     assert model.codec_.code_activation.part.k == 4
     dial.rest()
     assert model.codec_.code_activation.part.k == 1

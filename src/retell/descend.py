@@ -231,7 +231,7 @@ class Descent:
         self.codec.train()
         try:
             for rows in self.batches.shuffled(x, self.recipe.batch_size, self.seed, self.epoch):
-                self.dial.begin(self.done)
+                self.dial.begin(rows, self.done)
                 rate = self.recipe.learning_rate * (1.0 if constant_rate else self.share(steps))
                 table[len(sizes)] = torch.stack(self.one_step(rows, noise, rate))
                 sizes.append(rows.shape[0])
@@ -252,6 +252,7 @@ class Descent:
         terms = recipe.objective(p._replace(unit=recipe.constraint.unit(p.h)), self.step)
         self.codec.zero_grad()
         torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
+        self.hold()
         if dictionary is not None:
             with torch.no_grad():
                 recipe.constraint.tangent(dictionary, self.codec.dictionary_gradient())
@@ -279,6 +280,12 @@ class Descent:
         self.dial.turn(float(active) / len(x), float(fvu), self.done, self.end, (rate, self.recipe.learning_rate))
         self.recipe = replace(self.recipe, objective=self.dial.objective)
 
+    def hold(self) -> None:
+        """Thresholds of a code that is thinned out are set, not learned: take back their gradient."""
+        threshold = getattr(self.codec.code_activation, "threshold", None)
+        if threshold is not None and threshold.grad is not None and self.dial.thins(self.done):
+            threshold.grad.zero_()
+
     @property
     def done(self) -> float:
         """Share of the steps that is over; 1 where they have no end."""
@@ -298,7 +305,10 @@ class Descent:
 
     @torch.no_grad()
     def revive(self, rate: float) -> None:
-        """Raise the biases of units that have not been active for `IDLE` rows, until they are."""
+        """Raise the biases of units that have not been active for `IDLE` rows, until they are.
+
+        Codes that are thinned out silence units to the end, when the rate is low.
+        """
         if self.recipe.revive:
             bias = self.codec.encoder.last.bias
             assert bias is not None

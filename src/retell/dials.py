@@ -8,7 +8,8 @@ the latter after each epoch, and gets them by k where the code has one, else by 
 
     log m <- log m + p (e - e') + g e,   e = log(L0 / wanted) of a batch, e' of the one before,
 
-and JumpReLU's thresholds, which all take the factor exp(p e). Before the first step and after the last the code is set
+and by JumpReLU's thresholds, which before each batch all take the factor that leaves as many units a row, of a few of
+its rows, as are wanted. Before the first step and after the last the code is set
 on rows alone (`settle`), so that they have the target itself.
 
 A code that cuts all rows at a level is left with far larger errors if it is thin from the first step on. A large one is
@@ -16,7 +17,8 @@ thinned out: at a share t of the steps it has
 
     first^(1 - s) wanted^s,   s = min(1, t / 0.9)
 
-units a row, target or not.
+units a row, target or not; JumpReLU's thresholds wait so long with learning. Where L0 is the aim, batches get as many
+fewer units as rows held out had more of after the last epoch, so that setting the code at the end silences no unit.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ __all__ = ["NO_AIM", "Aim", "Dial", "aimed", "check", "many", "rounded", "settle
 WAIT = 0.1  # share of the steps before the wanted number moves; it rises slowly at first, as what has not been learned
 # yet is no lack of units, and many at a high rate would do harm
 LATELY = 0.2  # weight of a batch in what batches say of late
+FEW = 2**19  # codes of a batch by which JumpReLU's thresholds are set
 FIRM = 3.0  # learning rates by which ReLU's biases answer to an e of 1: more than Adam can move them
 NEAR = 0.2  # of log e: the answer that p gives at once
 MOST = 12 * math.log(10)  # of |log m|
@@ -148,7 +151,9 @@ class Dial:
         self.has_k = k is not None
         self.wanted = float(aim.l0 or k or max(1.0, codec.n_units / 64))
         self.log_m = self.last = 0.0
-        self.gap = self.seen = 0.0  # in log FVU: how much more it is on rows held out than in batches; of these
+        self.before = self.put = 0.0  # units a row of a batch, before JumpReLU's thresholds were set and after
+        self.gap = 0.0  # how much more log FVU, or log L0 where that is the aim, is on rows held out than in batches
+        self.seen = 0.0  # log FVU of batches, of late
 
     def __bool__(self) -> bool:
         return bool(self.aim)
@@ -177,13 +182,22 @@ class Dial:
         """Whether k is not all the while as it was given."""
         return self.has_k and (bool(self.aim) or self.first > self.wanted)
 
-    def begin(self, done: float) -> None:
-        """Set k for the step at a share of the steps; a threshold is then that of the last batch alone."""
+    @torch.no_grad()
+    def begin(self, x: Tensor, done: float) -> None:
+        """Set k or thresholds for the step on a batch x (N, D) at a share of the steps.
+
+        BatchTopK's threshold is then that of the last batch alone.
+        """
         if self.sets_k:
             _set_k(self.codec, self.at(done))
         turning = self.aim.fvu is not None or self.thins(done)
         if turning and isinstance(part_of(self.codec.code_activation), BatchTopK):
             self.codec.code_activation.batches.zero_()
+        if self.aim and isinstance(part_of(self.codec.code_activation), JumpReLU):
+            lever = _Lever(self.codec, x[: max(32, FEW // self.codec.n_units)])
+            self.before = max(lever.now(), 0.1 / self.codec.n_units)
+            self.put = self.at(done) * (1.0 if self.aim.l0 is None else math.exp(-self.gap))
+            lever.code(self.put)
 
     def rest(self) -> None:
         """Between epochs the code is the one that was asked for, however many units a row it learns with."""
@@ -214,15 +228,20 @@ class Dial:
         gain *= rate[0] / rate[1]
         if self.has_k:
             return
+        l0 = self.before or l0
         e = math.log(max(l0, 0.1 / self.codec.n_units) / self.at(done))
         self.last, before = e, self.last
         self.log_m = _within(self.log_m + NEAR * (e - before) + gain * _within(e, 1.0), MOST)
-        if isinstance(part_of(self.codec.code_activation), JumpReLU):
-            self.codec.code_activation.threshold.detach().mul_(math.exp(NEAR * _within(e, 1.0)))
-        else:
+        if not isinstance(part_of(self.codec.code_activation), JumpReLU):
             bias = self.codec.encoder.last.bias
             assert bias is not None
             bias.detach().sub_(FIRM * rate[0] * _within(e, 1.0))
+
+    @torch.no_grad()
+    def see(self, x: Tensor) -> None:
+        """Rows held out (N, D), after an epoch: more units of theirs may be active than of rows that are fitted to."""
+        if self.aim.l0 is not None and self.put:
+            self.gap = math.log(max(_Lever(self.codec, _few(x, self.codec)).now(), 0.1 / self.codec.n_units) / self.put)
 
     def hear(self, fvu: float) -> None:
         """The FVU of rows held out, after an epoch: batches are fitted to, and say too little."""
@@ -252,7 +271,7 @@ def settle(codec: Codec, x: Tensor, aim: Aim) -> tuple[float, float]:
         What these rows then have.
     """
     codec.train(False)
-    some = x[:: max(1, -(-len(x) * codec.n_units // CELLS))].to(codec.centre)
+    some = _few(x, codec).to(codec.centre)
     lever = _Lever(codec, some)
     if aim.l0 is not None:
         return lever.put(aim.l0)
@@ -286,13 +305,14 @@ class _Lever:
 
     def put(self, l0: float) -> tuple[float, float]:
         """Let so many units of a row be active on average; what L0 and FVU then are."""
-        h = self._code(l0)
+        h = self.code(l0)
         seen = ~torch.isnan(self.x)
         off = torch.where(seen, self.codec.decode(h) - self.x, 0.0).square().sum(dtype=torch.float64)
         all_ = torch.where(seen, self.x - self.codec.centre, 0.0).square().sum(dtype=torch.float64)
         return float((h > 0).sum()) / len(h), float(off / all_)
 
-    def _code(self, l0: float) -> Tensor:
+    def code(self, l0: float) -> Tensor:
+        """The codes (N, K) with so many units of a row active on average."""
         if isinstance(self.part, TopK):
             k = min(self.a.shape[1], math.ceil(l0))
             self.codec.code_activation = TopK(k)
@@ -360,6 +380,10 @@ def _set_k(codec: Codec, units: float) -> None:
             codec.code_activation.part = part
         else:
             codec.code_activation = part
+
+
+def _few(x: Tensor, codec: Codec) -> Tensor:
+    return x[:: max(1, -(-len(x) * codec.n_units // CELLS))]
 
 
 def _within(value: float, most: float) -> float:

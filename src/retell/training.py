@@ -149,8 +149,10 @@ class Training:
             self._settle()
 
     def _say(self, epoch: Epoch) -> None:
-        """Tell the dial what an epoch has left unexplained of rows held out, where that is the aim."""
-        if self.plan.recipe.aim.fvu is not None:
+        """Tell the dial how rows held out are coded and explained after an epoch."""
+        if self.plan.recipe.aim.l0 is not None:
+            self.descent.dial.see(self._judged)
+        elif self.plan.recipe.aim:
             score = self.descent.evaluate(self._judged).score if epoch.score is None else epoch.score
             self.descent.dial.hear(1 - score)
 

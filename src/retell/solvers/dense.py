@@ -32,7 +32,7 @@ __all__ = ["Dense", "why_not"]
 
 mse_backward = torch.ops.aten.mse_loss_backward.grad_input
 LARGE = 2**14  # weights of a layer from which bfloat16 gains more by products than it loses by casts
-JUDGED = 2**17  # cells at a time
+JUDGED = 2**15  # cells at a time
 SMALL = 2**21  # multiplications in a product up to which a second thread costs more than it saves
 SQUARED = {kind: SQUASHES[kind.__name__.lower()] for kind in (Identity, ReLU, Sigmoid, Tanh)}
 

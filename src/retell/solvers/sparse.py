@@ -130,6 +130,7 @@ class Sparse(Descent):
     @torch.no_grad()
     def one_step(self, x: Tensor, noise: Generator, rate: float) -> list[Tensor]:  # noqa: ARG002
         values = self._gradient(x)
+        self.hold()
         self.revive(rate)
         self._learn(rate)
         if self.dial:
