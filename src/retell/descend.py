@@ -95,8 +95,8 @@ Turns = Generator[None, None, T]
 TAIL = 3  # epochs over which the learning rate falls to zero when held-out rows have stopped improving
 ROWS = 2048  # judged at a time, at most
 EPSILON = 1e-12  # of Adam
-IDLE = 10_000  # rows without activity after which a unit is helped
-LEAST = 0.15  # of the largest learning rate: as fast as that it is helped to the end
+IDLE = 8_500  # rows without activity after which a unit is helped
+LEAST = 0.2  # of the largest learning rate: as fast as that it is helped to the end
 NOTHING = 1e-30  # what a first moment is taken for zero below
 
 
@@ -231,7 +231,7 @@ class Descent:
         self.codec.train()
         try:
             for rows in self.batches.shuffled(x, self.recipe.batch_size, self.seed, self.epoch):
-                self.dial.begin(rows, self.done)
+                self.dial.begin(self.step, self.done)
                 rate = self.recipe.learning_rate * (1.0 if constant_rate else self.share(steps))
                 table[len(sizes)] = torch.stack(self.one_step(rows, noise, rate))
                 sizes.append(rows.shape[0])
@@ -269,15 +269,15 @@ class Descent:
         self.revive(rate)
         if self.dial:
             loss = recipe.objective.loss
-            self.turn((p.h != 0).sum(), torch.where(p.seen, loss.mean(p.x_hat) - p.x, 0.0), p.x, rate)
+            self.turn(torch.where(p.seen, loss.mean(p.x_hat) - p.x, 0.0), p.x, rate)
         self.step += 1
         return [value.detach() for value in terms.values()]
 
     @torch.no_grad()
-    def turn(self, active: Tensor, off: Tensor, x: Tensor, rate: float) -> None:
-        """Let the dial answer to the number of active pairs of a batch x (N, D) and to what is off in it (N, D)."""
+    def turn(self, off: Tensor, x: Tensor, rate: float) -> None:
+        """Let the dial answer to what is off (N, D) in a batch x (N, D)."""
         fvu = off.square().sum() / (x - self.codec.centre).square().sum()
-        self.dial.turn(float(active) / len(x), float(fvu), self.done, self.end, (rate, self.recipe.learning_rate))
+        self.dial.turn(float(fvu), self.done, self.end, (rate, self.recipe.learning_rate))
         self.recipe = replace(self.recipe, objective=self.dial.objective)
 
     def hold(self) -> None:

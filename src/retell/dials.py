@@ -6,19 +6,19 @@ A dial wants so many units a row: the target itself, or what the FVU of batches 
 
 the latter after each epoch, and gets them by k where the code has one, else by λ m, the coefficients of L0 and L1 times
 
-    log m <- log m + p (e - e') + g e,   e = log(L0 / wanted) of a batch, e' of the one before,
+    log m <- log m + p (e - e') + g e,   e = log(L0 / wanted) before a step, e' before the last one,
 
-and by JumpReLU's thresholds, which before each batch all take the factor that leaves as many units a row, of a few of
-its rows, as are wanted. Before the first step and after the last the code is set
-on rows alone (`settle`), so that they have the target itself.
+and by JumpReLU's thresholds, which before each step all take the factor that leaves as many units a row as are wanted.
+L0 is that of a few of the rows that judge: rows that are fitted to have fewer units active, and a code that has to be
+tightened at the end has units that fall silent. Before the first step and after the last the code is set on rows alone
+(`settle`), so that they have the target itself.
 
 A code that cuts all rows at a level is left with far larger errors if it is thin from the first step on. A large one is
 thinned out: at a share t of the steps it has
 
     first^(1 - s) wanted^s,   s = min(1, t / 0.9)
 
-units a row, target or not; JumpReLU's thresholds wait so long with learning. Where L0 is the aim, batches get as many
-fewer units as rows held out had more of after the last epoch, so that setting the code at the end silences no unit.
+units a row, target or not; JumpReLU's thresholds wait so long with learning.
 """
 
 from __future__ import annotations
@@ -41,13 +41,14 @@ __all__ = ["NO_AIM", "Aim", "Dial", "aimed", "check", "many", "rounded", "settle
 WAIT = 0.1  # share of the steps before the wanted number moves; it rises slowly at first, as what has not been learned
 # yet is no lack of units, and many at a high rate would do harm
 LATELY = 0.2  # weight of a batch in what batches say of late
-FEW = 2**19  # codes of a batch by which JumpReLU's thresholds are set
+FEW = 2**19  # codes by which JumpReLU's thresholds are set
 FIRM = 3.0  # learning rates by which ReLU's biases answer to an e of 1: more than Adam can move them
 NEAR = 0.2  # of log e: the answer that p gives at once
 MOST = 12 * math.log(10)  # of |log m|
 CELLS = 2**24  # of codes that are looked at at once
 REACH = math.log(2)  # how far, in log L0, the last correction looks
 HALVINGS = 16  # of that interval
+LESS = 0.97  # of the units a row that are the aim: with so many JumpReLU learns, and is loosened at the end
 THIN = 0.9  # share of the steps after which a code has no more units a row than it was given
 
 
@@ -151,8 +152,9 @@ class Dial:
         self.has_k = k is not None
         self.wanted = float(aim.l0 or k or max(1.0, codec.n_units / 64))
         self.log_m = self.last = 0.0
-        self.before = self.put = 0.0  # units a row of a batch, before JumpReLU's thresholds were set and after
-        self.gap = 0.0  # how much more log FVU, or log L0 where that is the aim, is on rows held out than in batches
+        self.before = self.wanted  # units a row, of rows that judge, as a step found the code
+        self.judges = torch.zeros(0)  # rows (M, D) that are not fitted to
+        self.gap = 0.0  # how much more log FVU is on rows held out than in batches
         self.seen = 0.0  # log FVU of batches, of late
 
     def __bool__(self) -> bool:
@@ -177,14 +179,24 @@ class Dial:
         """Whether there are still more units a row than are wanted in the end."""
         return self.first > self.wanted and done < THIN
 
+    def _put(self, done: float) -> float:
+        """Units a row that are kept to at a share of the steps."""
+        less = self.aim.l0 is not None and self.sets_thresholds
+        return self.at(done) * (LESS if less else 1.0)
+
+    @property
+    def sets_thresholds(self) -> bool:
+        """Whether they are set before each batch."""
+        return bool(self.aim) and isinstance(part_of(self.codec.code_activation), JumpReLU)
+
     @property
     def sets_k(self) -> bool:
         """Whether k is not all the while as it was given."""
         return self.has_k and (bool(self.aim) or self.first > self.wanted)
 
     @torch.no_grad()
-    def begin(self, x: Tensor, done: float) -> None:
-        """Set k or thresholds for the step on a batch x (N, D) at a share of the steps.
+    def begin(self, step: int, done: float) -> None:
+        """Set k or thresholds for a step, at a share of the steps.
 
         BatchTopK's threshold is then that of the last batch alone.
         """
@@ -193,23 +205,25 @@ class Dial:
         turning = self.aim.fvu is not None or self.thins(done)
         if turning and isinstance(part_of(self.codec.code_activation), BatchTopK):
             self.codec.code_activation.batches.zero_()
-        if self.aim and isinstance(part_of(self.codec.code_activation), JumpReLU):
-            lever = _Lever(self.codec, x[: max(32, FEW // self.codec.n_units)])
+        if self.aim and not self.has_k:
+            some = max(32, FEW // self.codec.n_units)
+            first = step * some % max(1, len(self.judges) - some)
+            lever = _Lever(self.codec, self.judges[first : first + some])
             self.before = max(lever.now(), 0.1 / self.codec.n_units)
-            self.put = self.at(done) * (1.0 if self.aim.l0 is None else math.exp(-self.gap))
-            lever.code(self.put)
+            if self.sets_thresholds:
+                lever.code(self._put(done))
 
     def rest(self) -> None:
         """Between epochs the code is the one that was asked for, however many units a row it learns with."""
         if self.sets_k:
             _set_k(self.codec, self.wanted)
 
-    def turn(self, l0: float, fvu: float, done: float, steps: float, rate: tuple[float, float]) -> None:
+    def turn(self, fvu: float, done: float, steps: float, rate: tuple[float, float]) -> None:
         """Answer to a batch.
 
         Parameters
         ----------
-        l0, fvu : float
+        fvu : float
             Of the batch, before its step.
         done : float
             Share of the steps.
@@ -228,20 +242,13 @@ class Dial:
         gain *= rate[0] / rate[1]
         if self.has_k:
             return
-        l0 = self.before or l0
-        e = math.log(max(l0, 0.1 / self.codec.n_units) / self.at(done))
+        e = math.log(self.before / self._put(done))
         self.last, before = e, self.last
         self.log_m = _within(self.log_m + NEAR * (e - before) + gain * _within(e, 1.0), MOST)
-        if not isinstance(part_of(self.codec.code_activation), JumpReLU):
+        if not self.sets_thresholds:
             bias = self.codec.encoder.last.bias
             assert bias is not None
             bias.detach().sub_(FIRM * rate[0] * _within(e, 1.0))
-
-    @torch.no_grad()
-    def see(self, x: Tensor) -> None:
-        """Rows held out (N, D), after an epoch: more units of theirs may be active than of rows that are fitted to."""
-        if self.aim.l0 is not None and self.put:
-            self.gap = math.log(max(_Lever(self.codec, _few(x, self.codec)).now(), 0.1 / self.codec.n_units) / self.put)
 
     def hear(self, fvu: float) -> None:
         """The FVU of rows held out, after an epoch: batches are fitted to, and say too little."""

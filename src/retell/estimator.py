@@ -137,7 +137,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         where a large sparse dictionary (N K D of 2**33 or more, shallow nets) is shared out among many rows.
     learning_rate_init : float or "auto", default="auto"
         The largest learning rate of the schedule. "auto" falls, for large sparse dictionaries, with √K and grows with
-        the square root of the batch; their biases are raised while units are idle for 10,000 rows.
+        the square root of the batch; their biases are raised while units are idle for 8,500 rows.
     weight_decay : float or "auto", default="auto"
         Decoupled decay (AdamW) of the nonlinear paths beside linear ones, per unit of learning rate: it pulls
         the fit back to the linear model, so that corrections must earn their place. "auto" is 0.4. Nets
@@ -724,6 +724,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         seed = seed_of(self.random_state) if found is None else int(found[0]["seed"])
         with calm(rows.shape[1]):
             plan = make_plan(settings, parts, rows, seed, names, whole=whole, known=known)
+            plan.turn(known)
         auto.warn_identity(plan.codec, plan.parts.objective, plan.parts.corruption)
         if self.verbose:
             print(f"solver {plan.solver}: {plan.reason}", file=sys.stderr)

@@ -11,6 +11,7 @@ import torch
 
 from retell import auto
 from retell.codec import Codec
+from retell.constraints import NonNegative
 from retell.descend import Recipe
 from retell.dials import Aim, Dial, aimed, check, many, settle
 from retell.factors import Factors
@@ -27,12 +28,14 @@ from retell.solvers.codes import check_map
 from retell.solvers.exact import Problem, why_not
 from retell.start import counts, fill_random, fill_start, observe
 from retell.survey import Survey, asked, enough, survey
+from retell.turning import AS_THEY_ARE, Turning
 
 __all__ = ["Parts", "Plan", "build_codec", "make_plan", "plan_on"]
 
 Array = npt.NDArray[Any]
 Widths = tuple[tuple[int, ...], tuple[int, ...]]
 
+MOST_AXES = 32  # onto which columns are turned: more bring little
 RUN = CHUNK // 16  # bytes of rows that are held out together, where a file is read in chunks
 
 
@@ -84,8 +87,38 @@ class Plan:
 
     def rows(self, numbers: Array | None = None) -> Any:
         """Rows by number, all by default: scaled when they are taken, or on the codec's device."""
-        rows = Rows(self.survey.rows, self.survey.scaling, self.codec.centre, numbers, holed=self.survey.holes)
+        seen = self.survey
+        rows = Rows(seen.rows, seen.scaling, self.codec.centre, numbers, holed=seen.holes, turning=seen.turning)
         return rows if rows.device.type == "cpu" or rows.pooled else rows[:]
+
+    def turn(self, known: Known = FORGETFUL) -> None:
+        """Turn the columns onto the rows' first axes until `turn_back`, for a large dictionary that is the same there.
+
+        Parameters
+        ----------
+        known : Known, optional
+            What other plans for these very rows have found out.
+        """
+        seen, n = self.survey, len(self.survey.rows)
+        is_large = auto.shared_out(self.codec, self.parts.objective, self.settings.start, n)
+        written = not sparse.why_not(self.codec, self.recipe, holes=seen.holes)  # by terms of lengths and codes alone
+        if is_large and written and not isinstance(self.parts.constraint, NonNegative):
+            axes = seen.spectrum.axes[:, :MOST_AXES]
+            turned = lambda: replace(seen, turning=Turning.onto(axes))  # noqa: E731
+            self.survey = known.once(("turned", id(seen)), turned)
+            self._turn(self.survey.turning)
+
+    def turn_back(self) -> None:
+        """Let codec and survey be of the columns as they are."""
+        turning, self.survey = self.survey.turning, replace(self.survey, turning=AS_THEY_ARE)
+        self._turn(turning.back)
+
+    @torch.no_grad()
+    def _turn(self, turning: Turning) -> None:
+        encoder, decoder = self.codec.encoder.last, self.codec.decoder.last
+        if turning:
+            for value in (encoder.weight, decoder.weight.T, decoder.bias[None], self.codec.centre[None]):  # type: ignore[index]
+                turning.turn_(value)
 
 
 def make_plan(

@@ -17,6 +17,7 @@ from retell.rows.pool import recut, shuffled
 from retell.rows.shards import Shards
 from retell.scaling import Scaling
 from retell.seeds import ORDER, generator
+from retell.turning import AS_THEY_ARE, Turning
 
 __all__ = ["Rows"]
 
@@ -27,7 +28,7 @@ NEAR = 16.0  # |shift / factor| up to which float32 loses no more than a digit
 
 
 class Rows:
-    """x = (row - shift) / factor, NaN where unseen.
+    """x = (row - shift) / factor, its columns turned where that is asked for; NaN where unseen.
 
     Parameters
     ----------
@@ -40,6 +41,8 @@ class Rows:
         The rows that count, by number; all by default.
     holed : bool, default=True
         Whether cells may be unseen.
+    turning : Turning, optional
+        Of whole rows.
 
     Attributes
     ----------
@@ -48,9 +51,10 @@ class Rows:
     """
 
     def __init__(
-        self, rows: Array, scaling: Scaling, like: Tensor, numbers: Array | None = None, *, holed: bool = True
-    ) -> None:
-        self.holed = holed
+        self, rows: Array, scaling: Scaling, like: Tensor, numbers: Array | None = None, *, holed: bool = True,
+        turning: Turning = AS_THEY_ARE,
+    ) -> None:  # fmt: skip
+        self.holed, self.turning = holed, turning
         self.rows, self.scaling, self.numbers = rows, scaling, numbers
         self.dtype, self.device = like.dtype, like.device
         self.shape = (len(rows) if numbers is None else len(numbers), rows.shape[1])
@@ -110,21 +114,21 @@ class Rows:
 
     def _scale(self, x: Tensor) -> Tensor:
         """In place."""
-        if not self._scales:
-            return x
-        if self._work == torch.float32:  # one pass, where no digit is lost by it
-            return torch.addcmul(self._offset, x, self._inverse, out=x)
-        return x.sub_(self._shift).div_(self._factor)
+        if self._scales and self._work == torch.float32:  # one pass, where no digit is lost by it
+            torch.addcmul(self._offset, x, self._inverse, out=x)
+        elif self._scales:
+            x.sub_(self._shift).div_(self._factor)
+        return self.turning.turn_(x)
 
     def blocks(self, size: int | None = None) -> Iterator[Array]:
         """All rows in order, float64 (n, D)."""
         size = size or rows_a_block(self.shape[1])
         if self.numbers is None:
             for _, block in blocks(self.rows, size):
-                yield self.scaling.to(block)
+                yield self.turning(self.scaling.to(block))
         else:
             for i in range(0, len(self), size):
-                yield self.scaling.to(take(self.rows, self.numbers[i : i + size]))
+                yield self.turning(self.scaling.to(take(self.rows, self.numbers[i : i + size])))
 
 
 def _is_near(scaling: Scaling) -> bool:

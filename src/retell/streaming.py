@@ -162,7 +162,8 @@ class Streaming:
 
     def _train(self, section: Array) -> Epoch:
         plan = self.plan
-        rows = Rows(self._wide(section), plan.survey.scaling, plan.codec.centre, holed=bool(np.isnan(section).any()))
+        holed, turning = bool(np.isnan(section).any()), plan.survey.turning
+        rows = Rows(self._wide(section), plan.survey.scaling, plan.codec.centre, holed=holed, turning=turning)
         x: Any = rows if rows.device.type == "cpu" else rows[:]
         epoch = self.descent._judge(self.descent.one_epoch(x), None)
         self.training.history.append(epoch)

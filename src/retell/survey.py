@@ -26,6 +26,7 @@ from retell.seeds import SKETCH, generator
 from retell.settings import Settings
 from retell.solvers.exact import Spectrum, mean_squares, times
 from retell.solvers.sketch import sketch
+from retell.turning import AS_THEY_ARE, Turning
 
 __all__ = ["Survey", "asked", "enough", "survey"]
 
@@ -63,6 +64,8 @@ class Survey:
         Those rows, as given.
     known : Known
         Keeps what is taken of the rows, where several fits take the same.
+    turning : Turning
+        Of the scaled rows, while a codec learns; what else is told here is of rows that are not turned.
     """
 
     rows: Array
@@ -73,11 +76,12 @@ class Survey:
     judged: Array
     kept: Array
     known: Known = FORGETFUL
+    turning: Turning = AS_THEY_ARE
 
     @cached_property
     def x_judged(self) -> Array:
         """The rows that judge, scaled."""
-        return self.scaling.to(self.kept)
+        return self.turning(self.scaling.to(self.kept))
 
     @cached_property
     def variation(self) -> float:
@@ -90,9 +94,10 @@ class Survey:
 
     def some(self, numbers: Array) -> Array:
         """The rows with these numbers, scaled."""
-        _, found = self.known.once(  # with the rows, or others might come to have their id
-            ("some", id(self.rows), id(self.scaling), numbers.tobytes()),
-            lambda: (self.rows, self.scaling.to(take(self.rows, numbers))),
+        these = self.rows, self.scaling, self.turning
+        *_, found = self.known.once(  # with these, or others might come to have their ids
+            ("some", *map(id, these), numbers.tobytes()),
+            lambda: (*these, self.turning(self.scaling.to(take(self.rows, numbers)))),
         )
         return found
 

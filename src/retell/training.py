@@ -82,10 +82,14 @@ class Training:
     def descent(self) -> Descent:
         """The solver of gradient steps; a closed form has none."""
         plan = self.plan
+        these = plan.codec, plan.recipe, plan.seed
         if plan.solver == "descend":
-            return Descent(plan.codec, plan.recipe, plan.seed)
-        written = Sparse if plan.solver == "sparse" else Dense
-        return written(plan.codec, plan.recipe, plan.seed, rounded=plan.rounded)
+            found = Descent(*these)
+        else:
+            found = (Sparse if plan.solver == "sparse" else Dense)(*these, rounded=plan.rounded)
+        if found.dial:
+            found.dial.judges = self._judged
+        return found
 
     @property
     def best_loss(self) -> float:
@@ -141,18 +145,17 @@ class Training:
         self.settle()
 
     def settle(self) -> None:
-        """After the last step: let the code count afresh what it counts, and set it to its target."""
+        """After the last step: let the code count afresh what it counts, set it to its target, turn columns back."""
         plan = self.plan
         if counts(plan.codec):  # a mean over batches of a net that has changed since
             observe(plan.codec, torch.from_numpy(plan.survey.sample()))
         if plan.recipe.aim:
             self._settle()
+        plan.turn_back()
 
     def _say(self, epoch: Epoch) -> None:
-        """Tell the dial how rows held out are coded and explained after an epoch."""
-        if self.plan.recipe.aim.l0 is not None:
-            self.descent.dial.see(self._judged)
-        elif self.plan.recipe.aim:
+        """Tell the dial how rows held out are explained after an epoch."""
+        if self.plan.recipe.aim.fvu is not None:
             score = self.descent.evaluate(self._judged).score if epoch.score is None else epoch.score
             self.descent.dial.hear(1 - score)
 

@@ -4,12 +4,12 @@ import hashlib
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 
 import retell
 from retell import Autoencoder
 from retell.settings import Settings
+from retell.turning import AS_THEY_ARE
 
 PACKAGES = ("retell", "torch", "numpy")
 CODES = {
@@ -76,23 +76,23 @@ class Fit:
 class Trained:
     """What a whole fit has learned, in the rows' own units."""
 
-    def __init__(self, codec, scaling):
-        self.codec = codec
+    def __init__(self, codec, scaling, turning=AS_THEY_ARE):
+        self.codec, self.turning = codec, turning
         self.shift, self.factor = (torch.from_numpy(some).float() for some in (scaling.shift, scaling.factor))
 
     @classmethod
     def by(cls, training):
         """A training as it stands."""
-        return cls(training.plan.codec, training.plan.survey.scaling)
+        return cls(training.plan.codec, training.plan.survey.scaling, training.plan.survey.turning)
 
     def encode(self, x):
-        return self.codec(((x - self.shift) / self.factor).to(self.codec.centre)).h
+        return self.codec(self.turning.turn_(((x - self.shift) / self.factor).to(self.codec.centre))).h
 
     def decode(self, h):
-        return self.codec.decode(h).float() * self.factor + self.shift
+        return self.turning.back.turn_(self.codec.decode(h).float()) * self.factor + self.shift
 
     def dictionary(self):
-        return torch.from_numpy(np.asarray(self.codec.dictionary().detach().T.numpy())) * self.factor
+        return self.turning.back.turn_(self.codec.dictionary().detach().T.clone()) * self.factor
 
 
 def train(asked, rows, epochs, after, **more):

@@ -198,7 +198,7 @@ class Dense(Descent):
         self.codec.code_activation.observe(p)
         if self.dial:
             off = self.recipe.objective.loss.mean(p.x_hat) - p.x
-            self.seen = (p.h != 0).sum(), torch.where(p.seen, off, 0.0), p.x
+            self.seen = torch.where(p.seen, off, 0.0), p.x
         return values
 
     def _work(self, kind: type[Work] | type[Squares], n: int) -> Any:

@@ -134,7 +134,7 @@ class Sparse(Descent):
         self.revive(rate)
         self._learn(rate)
         if self.dial:
-            self.turn(*self.seen, x, rate)
+            self.turn(self.off, x, rate)
         self.step += 1
         return values
 
@@ -223,8 +223,6 @@ class Sparse(Descent):
             if isinstance(term, AuxK):
                 values[i] = self._revive(term, at(coefficient, self.step))
         self._observe(found, active, by_h, by_step)
-        if self.dial:
-            self.seen = on.sum(), self.off
         return values
 
     def _code(self, found: Pairs) -> Tensor:
