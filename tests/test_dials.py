@@ -193,6 +193,20 @@ def test_thinned_out_explains_more_by_as_many_units(rows, monkeypatch, stops):
 
 
 @pytest.mark.usefixtures("large")
+def test_thinned_epochs_are_judged_by_as_many_units_and_may_end_early(rows):
+    given = {"code_activation": "BatchTopK(2)", "n_components": 256, "n_iter_no_change": 3, "max_iter": 100}
+    model = make("BatchTopK", **given)
+    training = model._begin(*model._settings(), rows[:600], None)
+    judged, epochs = torch.from_numpy(training.plan.survey.x_judged).float(), []
+    for epoch in training.epochs():
+        with torch.no_grad():
+            assert float((training.plan.codec(judged).h > 0).sum()) / len(judged) == pytest.approx(2.0, abs=0.1)
+        epochs.append(epoch)
+    assert epochs[-1].number < 100
+    assert training.best_loss == min(epoch.loss for epoch in epochs)
+
+
+@pytest.mark.usefixtures("large")
 @pytest.mark.filterwarnings("ignore:target_l0=1 was not reached")
 @pytest.mark.parametrize(("kind", "target"), [("BatchTopK", None), ("JumpReLU", 1)])
 def test_thinned_and_resumed_to_the_bit(rows, kind, target, tmp_path, monkeypatch):

@@ -185,7 +185,7 @@ class Descent:
         self.best = self._copy()
         self.first: dict[str, Tensor] | None = None  # the start, where a better epoch must be so beyond doubt
         self.first_rows = self.best_rows = torch.zeros(0)
-        self.turned = False  # whether the epoch's sparsity was not that of the others, so that they can't be compared
+        self.turned = False  # whether epochs can't be compared, as they differ in sparsity or in the objective
         self.batches: Batches | InStep = Batches()
         self.schedule: Callable[[float], float] | None = None  # by step, where epochs are not alike
         self.judges: Any = None  # the held-out rows, and how much there is to explain in them
@@ -227,7 +227,7 @@ class Descent:
         # memory for the values, or each would hold a place between large tensors, which then find none
         table = torch.empty(steps, len(self.recipe.objective.names), dtype=torch.float64, device=x.device)
         sizes: list[int] = []
-        self.turned = bool(self.dial) or self.dial.thins(self.done)
+        self.turned = not self.dial.comparable
         self.codec.train()
         try:
             for rows in self.batches.shuffled(x, self.recipe.batch_size, self.seed, self.epoch):

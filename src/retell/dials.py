@@ -213,10 +213,21 @@ class Dial:
             if self.sets_thresholds:
                 lever.code(self._put(done))
 
+    @torch.no_grad()
     def rest(self) -> None:
-        """Between epochs the code is the one that was asked for, however many units a row it learns with."""
+        """Between epochs the code is the one that was asked for, however many units a row it learns with.
+
+        Where epochs are comparable, BatchTopK's threshold leaves the rows that judge as many units as are wanted.
+        """
         if self.sets_k:
             _set_k(self.codec, self.wanted)
+        if self.first > self.wanted and self.comparable and len(self.judges):
+            _Lever(self.codec, _few(self.judges, self.codec)).code(self.wanted)
+
+    @property
+    def comparable(self) -> bool:
+        """Whether what rows held out say after an epoch can be set against what they say after another."""
+        return not self.aim
 
     def turn(self, fvu: float, done: float, steps: float, rate: tuple[float, float]) -> None:
         """Answer to a batch.

@@ -90,8 +90,9 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     code_activation : str or Part, default="Identity()"
         σ, as in ``"TopK(8)"``. In a large sparse dictionary (see `batch_size`) BatchTopK, and JumpReLU with
         `target_l0`, learn with D / 8 units a row at first, at most K / 16, which fall to their own number in the first
-        nine tenths of the steps; epochs until then can't be compared, and the last of them counts as the best, and
-        JumpReLU's thresholds differ by no more than they did at the start.
+        nine tenths of the steps. BatchTopK is judged after each epoch by the units that it has in the end; epochs of
+        JumpReLU can't be compared, the last counts as the best, and its thresholds differ by no more than they did at
+        the start until then.
     target_l0 : float or None, default=None
         Active units of a row, on average, for a linear encoder and decoder. TopK and BatchTopK take it for their k, to
         the next whole number. With JumpReLU and ReLU the coefficients of L0 and L1 in the objective are where the fit

@@ -87,7 +87,7 @@ class Training:
             found = Descent(*these)
         else:
             found = (Sparse if plan.solver == "sparse" else Dense)(*these, rounded=plan.rounded)
-        if found.dial:
+        if found.dial or (plan.recipe.first and len(plan.held_out)):
             found.dial.judges = self._judged
         return found
 
