@@ -5,7 +5,7 @@ import pytest
 from sklearn.datasets import load_breast_cancer, load_digits, load_wine
 from sklearn.decomposition import PCA
 
-from retell import Autoencoder
+from retell import Autoencoder, auto
 
 
 def halves(load, seed=0):
@@ -73,3 +73,13 @@ def test_max_time_stops_the_fit_and_is_recorded(tmp_path):
     assert model.n_iter_ == 1
     model.save(tmp_path / "m")
     assert 'stopped_by = "max_time"' in (tmp_path / "m" / "model.toml").read_text()
+
+
+def test_units_of_no_use_do_not_crowd_out_the_others(monkeypatch):
+    """Heavy-tailed rows of 64 sources have nothing for most of 1,024 units to say."""
+    monkeypatch.setattr(auto, "LARGE", 1)
+    draw = np.random.default_rng(0)
+    mixing = draw.normal(size=(64, 64)) * np.geomspace(1, 0.02, 64)[:, None]
+    X, new = ((draw.laplace(size=(n, 64)) @ mixing).astype(np.float32) for n in (30_000, 2000))
+    model = Autoencoder(1024, code_activation="BatchTopK(8)", max_iter=10, early_stopping=False, random_state=0)
+    assert model.fit(X).score(new) > 0.85

@@ -52,7 +52,7 @@ class Recipe:
     warmup: float = 0.1
     """Share of the steps in which the learning rate rises."""
     revive: float = 0.0
-    """By how much, in learning rates, a step raises the encoder's bias of each unit that has long been idle."""
+    """By how much, in largest learning rates, a step raises the encoder's bias of each unit that has long been idle."""
     first: float = 0.0
     """Units a row with which the code begins; it falls to its own number before the end."""
     aim: Aim = NO_AIM
@@ -96,7 +96,6 @@ TAIL = 3  # epochs over which the learning rate falls to zero when held-out rows
 ROWS = 2048  # judged at a time, at most
 EPSILON = 1e-12  # of Adam
 IDLE = 8_500  # rows without activity after which a unit is helped
-LEAST = 0.2  # of the largest learning rate: as fast as that it is helped to the end
 NOTHING = 1e-30  # what a first moment is taken for zero below
 
 
@@ -266,7 +265,7 @@ class Descent:
             with torch.no_grad():
                 recipe.constraint.project(dictionary)
         self.codec.observe(p, idle=self.counts_idle)
-        self.revive(rate)
+        self.revive()
         if self.dial:
             loss = recipe.objective.loss
             self.turn(torch.where(p.seen, loss.mean(p.x_hat) - p.x, 0.0), p.x, rate)
@@ -304,16 +303,16 @@ class Descent:
         return self.recipe.objective.counts_idle or self.recipe.revive > 0
 
     @torch.no_grad()
-    def revive(self, rate: float) -> None:
+    def revive(self) -> None:
         """Raise the biases of units that have not been active for `IDLE` rows, until they are.
 
-        Codes that are thinned out silence units to the end, when the rate is low.
+        As fast at the end as at any time, for codes that are thinned out silence units to the end; and never much
+        faster than Adam lowers what was raised in vain, or units of no use would crowd out the others.
         """
         if self.recipe.revive:
             bias = self.codec.encoder.last.bias
             assert bias is not None
-            least = LEAST * self.recipe.learning_rate
-            bias.add_(self.codec.idle >= IDLE, alpha=self.recipe.revive * max(rate, least))
+            bias.add_(self.codec.idle >= IDLE, alpha=self.recipe.revive * self.recipe.learning_rate)
 
     def share(self, steps: int) -> float:
         """What part of the largest learning rate to use now: up for a share of the way, then down to zero.

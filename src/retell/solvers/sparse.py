@@ -131,7 +131,7 @@ class Sparse(Descent):
     def one_step(self, x: Tensor, noise: Generator, rate: float) -> list[Tensor]:  # noqa: ARG002
         values = self._gradient(x)
         self.hold()
-        self.revive(rate)
+        self.revive()
         self._learn(rate)
         if self.dial:
             self.turn(self.off, x, rate)
