@@ -184,7 +184,6 @@ class Descent:
         self.best = self._copy()
         self.first: dict[str, Tensor] | None = None  # the start, where a better epoch must be so beyond doubt
         self.first_rows = self.best_rows = torch.zeros(0)
-        self.turned = False  # whether epochs can't be compared, as they differ in sparsity or in the objective
         self.batches: Batches | InStep = Batches()
         self.schedule: Callable[[float], float] | None = None  # by step, where epochs are not alike
         self.judges: Any = None  # the held-out rows, and how much there is to explain in them
@@ -211,7 +210,7 @@ class Descent:
         while self.step < self.end:
             terms = yield from self.stepping(x)
             epoch = self._judge(terms, None if held_out is None else (yield from self.judging(held_out)))
-            stalled = held_out is not None and not self.turned and self.stale >= self.recipe.n_iter_no_change
+            stalled = held_out is not None and self.dial.comparable and self.stale >= self.recipe.n_iter_no_change
             if stalled and self.end - self.step > TAIL * self._steps(x):
                 self.anneal_from, self.end = self.step, self.step + TAIL * self._steps(x)
             yield epoch._replace(finished=self.step >= self.end)
@@ -226,7 +225,6 @@ class Descent:
         # memory for the values, or each would hold a place between large tensors, which then find none
         table = torch.empty(steps, len(self.recipe.objective.names), dtype=torch.float64, device=x.device)
         sizes: list[int] = []
-        self.turned = not self.dial.comparable
         self.codec.train()
         try:
             for rows in self.batches.shuffled(x, self.recipe.batch_size, self.seed, self.epoch):
@@ -268,15 +266,15 @@ class Descent:
         self.revive()
         if self.dial:
             loss = recipe.objective.loss
-            self.turn(torch.where(p.seen, loss.mean(p.x_hat) - p.x, 0.0), p.x, rate)
+            self.answer(torch.where(p.seen, loss.mean(p.x_hat) - p.x, 0.0), p.x, rate)
         self.step += 1
         return [value.detach() for value in terms.values()]
 
     @torch.no_grad()
-    def turn(self, off: Tensor, x: Tensor, rate: float) -> None:
+    def answer(self, off: Tensor, x: Tensor, rate: float) -> None:
         """Let the dial answer to what is off (N, D) in a batch x (N, D)."""
         fvu = off.square().sum() / (x - self.codec.centre).square().sum()
-        self.dial.turn(float(fvu), self.done, self.end, (rate, self.recipe.learning_rate))
+        self.dial.answer(float(fvu), self.done, self.end, (rate, self.recipe.learning_rate))
         self.recipe = replace(self.recipe, objective=self.dial.objective)
 
     def hold(self) -> None:
@@ -407,9 +405,9 @@ class Descent:
     def _judge(self, terms: dict[str, float], judged: Judgement | None) -> Epoch:
         held_out, score = ({}, None) if judged is None else (judged.terms, judged.score)
         loss = sum((held_out or terms).values())
-        improved = loss < self.best_loss
+        improved, comparable = loss < self.best_loss, self.dial.comparable
         better = loss < self.best_loss - self.recipe.tol * abs(self.best_loss)
-        self.stale = 0 if better or self.turned else self.stale + 1
+        self.stale = 0 if better or not comparable else self.stale + 1
         if not math.isfinite(loss):
             warnings.warn(
                 f"training diverged in epoch {self.epoch} (the objective is {loss}): it stopped there and kept what"
@@ -417,8 +415,8 @@ class Descent:
                 stacklevel=2,
             )
             self.end = self.step
-        elif improved or judged is None or self.turned:
-            self.best_loss = loss if self.turned else min(loss, self.best_loss)
+        elif improved or judged is None or not comparable:
+            self.best_loss = min(loss, self.best_loss) if comparable else loss
             self._keep()
             self.best_rows = self.best_rows if judged is None else judged.rows
         return Epoch(self.epoch, terms, held_out, score, loss, improved, False)

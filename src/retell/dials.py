@@ -229,7 +229,7 @@ class Dial:
         """Whether what rows held out say after an epoch can be set against what they say after another."""
         return not self.aim
 
-    def turn(self, fvu: float, done: float, steps: float, rate: tuple[float, float]) -> None:
+    def answer(self, fvu: float, done: float, steps: float, rate: tuple[float, float]) -> None:
         """Answer to a batch.
 
         Parameters

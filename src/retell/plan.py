@@ -235,7 +235,9 @@ def _written(
 def _fill(codec: Codec, settings: Settings, parts: Parts, seen: Survey, seed: int) -> None:
     """The first θ."""
     from_rows = auto.shared_out(codec, parts.objective, settings.start, len(seen.rows))
-    loss, sample = parts.objective.loss, torch.from_numpy(seen.sample(2 * codec.n_units if from_rows else 0))
+    loss, rows = parts.objective.loss, seen.sample(2 * codec.n_units if from_rows else 0)
+    sample = torch.from_numpy(rows).to(codec.centre)
+    del rows  # in float64
     if settings.start == "random":
         fill_random(codec, loss, generator(seed, START))
     else:

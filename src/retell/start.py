@@ -22,7 +22,7 @@ from retell.objective import mean
 
 __all__ = ["counts", "fill_random", "fill_start", "observe"]
 
-CELLS = 2**23  # of codes that are looked at at once
+CELLS = 2**22  # of codes that are looked at at once
 
 
 @torch.no_grad()
@@ -35,7 +35,7 @@ def fill_start(
     ----------
     codec : Codec
         Its weights are empty; they are written in place.
-    x : Tensor of shape (N, D), float64
+    x : Tensor of shape (N, D)
         Scaled rows, NaN where unseen; a sample of them if there are many.
     axes : Tensor of shape (D, K) or (D, 0), float64
         PCA's components of x, or none where they are no help: the frame is then random.
@@ -49,7 +49,7 @@ def fill_start(
     for net in (codec.encoder, codec.decoder):
         _fill_hidden(net, generator)
     width, n_units = len(codec.centre), codec.n_units
-    filled = codec.fill(x.to(codec.centre))
+    filled = codec.fill(x)
     aware = axes.shape[1] == n_units
     frame = axes
     if not aware:
@@ -148,10 +148,10 @@ def _random_frame(width: int, n_units: int, generator: Generator) -> Tensor:
 
 def _thin(codec: Codec, few: Tensor) -> None:
     """Where σ cuts at a level: one that leaves a row `many` active units, not half of all."""
-    a = codec.encoder(few)
-    active = many(codec) * len(few)
-    level = a.flatten().kthvalue(a.numel() - active).values.clamp(min=0)
     threshold = getattr(codec.code_activation, "threshold", None)
+    if isinstance(threshold, torch.nn.Parameter) or isinstance(codec.code_activation, ReLU):
+        a = codec.encoder(few)
+        level = a.flatten().kthvalue(a.numel() - many(codec) * len(few)).values.clamp(min=0)
     if isinstance(threshold, torch.nn.Parameter):
         threshold.fill_(level)
     elif isinstance(codec.code_activation, ReLU):
@@ -167,15 +167,12 @@ def _thin(codec: Codec, few: Tensor) -> None:
 
 def _frame_of_rows(x: Tensor, n_units: int, generator: Generator, *, pairs: bool) -> Tensor:
     """Unit vectors (D, K), each of a row less the mean or less another row; of any direction where rows are too few."""
-    frame = _random_frame(x.shape[1], n_units, generator)
+    frame = x.new_empty(n_units, x.shape[1]).normal_(generator=generator)
     rows = torch.unique(x, dim=0)  # two units that start as one stay one
-    one = rows[torch.randperm(len(rows), generator=generator)[:n_units]]
-    other = rows[torch.randint(len(rows), (len(one),), generator=generator)] if pairs else x.mean(0)
-    off = (one - other).double().T
-    norm = torch.linalg.vector_norm(off, dim=0)
-    some = frame[:, : len(norm)]
-    some.copy_(torch.where(norm > 0, off / norm, some))
-    return frame
+    one = torch.randperm(len(rows), generator=generator)[:n_units]
+    off = rows[one].sub_(rows[torch.randint(len(rows), (len(one),), generator=generator)] if pairs else x.mean(0))
+    frame[: len(off)] = torch.where((off != 0).any(1, keepdim=True), off, frame[: len(off)])
+    return frame.div_(torch.linalg.vector_norm(frame, dim=1, keepdim=True)).T
 
 
 def _scaled(frame: Tensor, x: Tensor, codec: Codec, *, bent: bool) -> Tensor:

@@ -144,7 +144,7 @@ class Dense(Descent):
         if self.held is not None:
             recipe.constraint.project(self.held[0])
         if self.dial:
-            self.turn(*self.seen, rate)
+            self.answer(*self.seen, rate)
         for stretch in self.stretches:
             stretch.round()
         self.step += 1

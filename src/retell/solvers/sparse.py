@@ -134,7 +134,7 @@ class Sparse(Descent):
         self.revive()
         self._learn(rate)
         if self.dial:
-            self.turn(self.off, x, rate)
+            self.answer(self.off, x, rate)
         self.step += 1
         return values
 
