@@ -15,7 +15,8 @@ A peer is timed in the faster of float32 and mixed bfloat16, its own or torch's;
 the frontier. L1 and JumpReLU codes are dense at first and are timed after 30 steps. "memory" is of fresh processes.
 
 "frontier": K = 3072, seven epochs in batches of 4,000, which are 105 steps; every k or penalty of a ladder, peers at
-each rate of 1e-3, 3e-3, 1e-2 with the first seed and at the best with the others. Rates rise over the first 5 % of the
+each rate of 1e-3, 3e-3, 1e-2 with the first seed and at the best with the others, in mixed bfloat16 where the processor
+multiplies in it and in float32 elsewhere. Rates rise over the first 5 % of the
 steps and fall over the last 20 %. FVU at an L0 lies log-log between the fits, by the L0 of the test rows. "dead" is
 silent on all 60,000 rows. What is done is kept, a line each, in --store and not done again until a library's version
 or retell's sources change; so this may be interrupted at any time. --no-fits shows what is there. The second table
