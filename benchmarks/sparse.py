@@ -16,12 +16,12 @@ the frontier. L1 and JumpReLU codes are dense at first and are timed after 30 st
 
 "frontier": K = 3072, seven epochs in batches of 4,000, which are 105 steps; every k or penalty of a ladder, peers at
 each rate of 1e-3, 3e-3, 1e-2 with the first seed and at the best with the others, in mixed bfloat16 where the processor
-multiplies in it and in float32 elsewhere. Rates rise over the first 5 % of the
-steps and fall over the last 20 %. FVU at an L0 lies log-log between the fits, by the L0 of the test rows. "dead" is
-silent on all 60,000 rows. What is done is kept, a line each, in --store and not done again until a library's version
-or retell's sources change; so this may be interrupted at any time. --no-fits shows what is there. The second table
-asks what a peer's FVU is when retell has done its seven epochs, both by the seconds of "steps" (the last that --json
-holds); a peer's schedule may then be one of a single epoch.
+multiplies in it and in float32 elsewhere. Rates rise over the first 5 % of the steps and fall over the last 20 %. FVU
+at an L0 lies log-log between the fits, by the L0 of the test rows. "dead" is silent on all 60,000 rows. What is done is
+kept, a line each, in --store and not done again until a library's version or retell's sources change; so this may be
+interrupted at any time. --no-fits shows what is there. The second table asks what a peer's FVU is when retell has done
+its seven epochs, both by the seconds of "steps" (the last that --json holds); a peer's schedule may then be one of a
+single epoch.
 
 "dials": L0 of 8, 32, 128 and FVU of 0.3, 0.2 asked for, with what the test rows have. "stability": the decoders of
 the frontier's fits with 32 active units, between seeds, rows matched one to one.

@@ -235,9 +235,8 @@ def _written(
 def _fill(codec: Codec, settings: Settings, parts: Parts, seen: Survey, seed: int) -> None:
     """The first θ."""
     from_rows = auto.shared_out(codec, parts.objective, settings.start, len(seen.rows))
-    loss, rows = parts.objective.loss, seen.sample(2 * codec.n_units if from_rows else 0)
-    sample = torch.from_numpy(rows).to(codec.centre)
-    del rows  # in float64
+    loss = parts.objective.loss
+    sample = torch.from_numpy(seen.sample(2 * codec.n_units if from_rows else 0)).to(codec.centre)
     if settings.start == "random":
         fill_random(codec, loss, generator(seed, START))
     else:
