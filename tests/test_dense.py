@@ -79,7 +79,8 @@ def problem(trial):
         except ValueError:
             continue
         corruption, _, constraint = others
-        recipe = Recipe(objective, corruption, constraint, N, 0.02, 1, 0.4, 10, 1e-4, 0.0, late=0.6)
+        more = {"late": 0.6, "bias_rate": 1.0 + trial % 2}
+        recipe = Recipe(objective, corruption, constraint, N, 0.02, 1, 0.4, 10, 1e-4, 0.0, **more)
         if not why_not(codec, recipe):
             return Problem(codec, recipe, fill(codec, objective, trial, holes=holes), f"{texts} {widths} {outer} {net}")
 

@@ -53,11 +53,11 @@ def codec_of(D, K, code, seed=0):
     return codec.train()
 
 
-def recipe_of(objective, constraint, clip=math.inf, revive=0.0):
+def recipe_of(objective, constraint, clip=math.inf, revive=0.0, bias_rate=1.0):
     return Recipe(
         objective=as_objective(objective), corruption=Nothing(), constraint=constraint, batch_size=64,
         learning_rate=2e-2, max_iter=5, decay=0.0, n_iter_no_change=3, tol=1e-4, sure=0.0, clip=clip,
-        betas=(0.8, 0.95), late=0.6, revive=revive,
+        betas=(0.8, 0.95), late=0.6, revive=revive, bias_rate=bias_rate,
     )  # fmt: skip
 
 
@@ -91,6 +91,7 @@ def test_steps_are_those_of_the_reference(code, objective):
     objective = objective + 0.02 * L0() if isinstance(code, JumpReLU) else objective
     for constraint, clip in product((UnitNorm(), Free(), NonNegative()), (math.inf, 0.05)):
         compare(code, recipe_of(objective, constraint, clip), x, 37)
+        compare(code, recipe_of(objective, constraint, clip, bias_rate=5.0), x, 37)
 
 
 @pytest.mark.parametrize("shape", [(3, 2, 7), (1, 5, 300), (700, 3, 1031), (129, 17, 4097)])

@@ -181,8 +181,10 @@ class Way(NamedTuple):
     """What the first of them falls to, with the rate."""
     warmup: float = 0.1
     """Share of the steps in which the rate rises."""
+    bias: float = 1.0
+    """How many times as fast as other numbers the encoder's biases learn."""
     revive: float = 0.0
-    """By how much the bias of an idle unit rises in a step, in largest rates."""
+    """By how much the bias of an idle unit rises in a step, in its own largest rates."""
     first: float = 0.0
     """Units a row at the first step, where fewer are wanted in the end."""
 
@@ -198,8 +200,9 @@ def way(
     """The way for n rows, in batches of a given size or of its own.
 
     Dictionaries of many units that many rows share out take batches up to 4,096, Adam with a short memory that gets
-    shorter as the rate falls, a rate that falls with the square root of the units, and raise the biases of units that
-    are idle; BatchTopK and JumpReLU, where it is `known` how many units a row they have in the end, are faster by half
+    shorter as the rate falls, and a rate that falls with the square root of the units. The encoder's biases learn
+    0.4 √D times as fast, for what they are added to moves with every column of a row, and those of idle units are
+    raised. BatchTopK and JumpReLU, where it is `known` how many units a row they have in the end, are faster by half
     and thinned out on the way.
     Where the way is short, nonlinear paths beside linear ones take batches near 4 √n and some 120 steps. Others take
     batches of n / 16, to 64: 4,000 steps from far off, else 1,500; a rate of 7e-3 for nonlinear paths beside linear
@@ -210,7 +213,9 @@ def way(
         batch = batch or _power_of_two(n / 16, 4096)
         level = known and isinstance(part_of(codec.code_activation), BatchTopK | JumpReLU)
         rate = (3e-2 if level else 2e-2) * math.sqrt(min(1.0, batch / 4096) * min(1.0, 3072 / codec.n_units))
-        return Way(batch, rate, 500, 10, 400, (0.85, 0.93), 0.7, 0.3, 1.4, many(codec) if level else 0.0)
+        bias = 0.4 * math.sqrt(len(codec.centre))
+        first = many(codec) if level else 0.0
+        return Way(batch, rate, 500, 10, 400, (0.85, 0.93), 0.7, 0.3, bias, 0.35, first)
     is_far = far(codec, start, constraint)
     if not is_far and quick(codec, objective, corruption):
         batch = batch or _power_of_two(min(n / 4, 4 * math.sqrt(n)), 2048)

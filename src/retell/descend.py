@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
@@ -51,8 +52,10 @@ class Recipe:
     """What the first of them falls to, with the learning rate."""
     warmup: float = 0.1
     """Share of the steps in which the learning rate rises."""
+    bias_rate: float = 1.0
+    """How far the encoder's bias moves in a step, in moves of Adam at the learning rate."""
     revive: float = 0.0
-    """By how much, in largest learning rates, a step raises the encoder's bias of each unit that has long been idle."""
+    """By how much, in its own largest rates, a step raises that bias of each unit that has long been idle."""
     first: float = 0.0
     """Units a row with which the code begins; it falls to its own number before the end."""
     aim: Aim = NO_AIM
@@ -255,10 +258,11 @@ class Descent:
                 recipe.constraint.tangent(dictionary, self.codec.dictionary_gradient())
         clip([p.grad for p in self.parameters.values() if p.grad is not None], recipe.clip)
         torch._foreach_add_([self.moments[p].step for p in self.parameters.values() if p.grad is not None], 1)
-        for group in self.groups:
-            some = [p for p in group.parameters if p.grad is not None]
-            moments = [list(kind) for kind in zip(*(self.moments[p] for p in some), strict=True)]
-            adamw([p.detach() for p in some], [p.grad for p in some], moments, rate, self.betas(rate), group)
+        with self.far_bias():
+            for group in self.groups:
+                some = [p for p in group.parameters if p.grad is not None]
+                moments = [list(kind) for kind in zip(*(self.moments[p] for p in some), strict=True)]
+                adamw([p.detach() for p in some], [p.grad for p in some], moments, rate, self.betas(rate), group)
         if dictionary is not None:
             with torch.no_grad():
                 recipe.constraint.project(dictionary)
@@ -300,6 +304,20 @@ class Descent:
         """Whether something asks for rows since each unit was active."""
         return self.recipe.objective.counts_idle or self.recipe.revive > 0
 
+    @contextmanager
+    def far_bias(self) -> Iterator[None]:
+        """Let the encoder's bias move `bias_rate` times as far as the steps inside move it.
+
+        What it is added to moves with every column of a row, and it alone decides how often a unit is active.
+        """
+        bias, further = self.codec.encoder.last.bias, self.recipe.bias_rate - 1
+        if bias is None or not further:
+            yield
+            return
+        was = bias.detach().clone()
+        yield
+        bias.detach().add_(bias.detach() - was, alpha=further)
+
     @torch.no_grad()
     def revive(self) -> None:
         """Raise the biases of units that have not been active for `IDLE` rows, until they are.
@@ -307,10 +325,11 @@ class Descent:
         As fast at the end as at any time, for codes that are thinned out silence units to the end; and never much
         faster than Adam lowers what was raised in vain, or units of no use would crowd out the others.
         """
-        if self.recipe.revive:
+        recipe = self.recipe
+        if recipe.revive:
             bias = self.codec.encoder.last.bias
             assert bias is not None
-            bias.add_(self.codec.idle >= IDLE, alpha=self.recipe.revive * self.recipe.learning_rate)
+            bias.add_(self.codec.idle >= IDLE, alpha=recipe.revive * recipe.bias_rate * recipe.learning_rate)
 
     def share(self, steps: int) -> float:
         """What part of the largest learning rate to use now: up for a share of the way, then down to zero.

@@ -380,6 +380,7 @@ def _recipe(settings: Settings, parts: Parts, n: int, codec: Codec) -> Recipe:
         betas=way.betas,
         late=way.late,
         warmup=way.warmup,
+        bias_rate=way.bias,
         revive=way.revive,
         first=way.first,
     )

@@ -139,8 +139,9 @@ class Dense(Descent):
         values = self._any(x, noise) if self.holed or not self.alone else self._squares(x)
         if self.held is not None:
             recipe.constraint.tangent(*self.held)
-        for stretch in self.stretches:
-            stretch.step(rate, self.betas(rate))
+        with self.far_bias():
+            for stretch in self.stretches:
+                stretch.step(rate, self.betas(rate))
         if self.held is not None:
             recipe.constraint.project(self.held[0])
         if self.dial:

@@ -159,12 +159,15 @@ class Sparse(Descent):
             self._move([some[u:v] for some in self.gradients], u, v, rate)
 
         over = partial(spread, n_rows=len(self.V), size=UNITS, enough=1, most=self.threads)
-        if self.gradients:
-            over(lambda: write)
-            clip([*self.gradients, *(p.grad for p in self.rest)], self.recipe.clip)
-            over(lambda: move)
-        else:
-            over(by_and_by)
+        with self.far_bias():
+            if self.gradients:
+                over(lambda: write)
+                clip([*self.gradients, *(p.grad for p in self.rest)], self.recipe.clip)
+                over(lambda: move)
+            else:
+                over(by_and_by)
+        D = self.V.shape[1]
+        self.low[:, D].copy_(self.W[:, D])  # the bias has gone further since
         moments = [list(kind) for kind in zip(*(self.moments[p] for p in self.rest), strict=True)]
         adamw(
             [p.detach() for p in self.rest],
