@@ -213,7 +213,7 @@ def way(
         batch = batch or _power_of_two(n / 16, 4096)
         level = known and isinstance(part_of(codec.code_activation), BatchTopK | JumpReLU)
         rate = (3e-2 if level else 2e-2) * math.sqrt(min(1.0, batch / 4096) * min(1.0, 3072 / codec.n_units))
-        bias = 0.4 * math.sqrt(len(codec.centre))
+        bias = max(1.0, 0.4 * math.sqrt(len(codec.centre)))
         first = many(codec) if level else 0.0
         return Way(batch, rate, 500, 10, 400, (0.85, 0.93), 0.7, 0.3, bias, 0.35, first)
     is_far = far(codec, start, constraint)
