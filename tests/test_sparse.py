@@ -28,7 +28,7 @@ from retell import (
 from retell.descend import Descent, Recipe
 from retell.objective import as_objective
 from retell.seeds import generator
-from retell.solvers.pairs import Block, ByUnit
+from retell.solvers.pairs import Block, ByUnit, summed
 from retell.solvers.sparse import Sparse, why_not
 
 CODES = TopK(1), TopK(5), TopK(5, least=0.5), BatchTopK(3), ReLU(), JumpReLU(0.3, 0.4), JumpReLU(0.1, 0.4)
@@ -150,13 +150,11 @@ def test_sums_by_unit_are_products_with_the_code():
     a = torch.randn(31, 77, dtype=torch.float64, generator=generator(5))
     found = Block(31, 77, torch.float64).largest(a, 6)
     code, rows = TopK(6)(a), torch.randn(31, 9, dtype=torch.float64, generator=generator(6))
-    by, sums = ByUnit(found, 77), torch.zeros(77, 9, dtype=torch.float64)
-    for u, v in ((0, 40), (40, 77)):
-        by.sum(rows, found.values).add_to(sums[u:v], u, v)
+    by = ByUnit(found, 77)
+    sums = torch.cat([summed([by.sum(rows, found.values)], u, v) for u, v in ((0, 40), (40, 77))])
     torch.testing.assert_close(sums, code.T @ rows)
-    some = torch.zeros(20, 9, dtype=torch.float64)
-    by.sum(rows, found.values, 30, 50).add_to(some, 20, 40)
-    torch.testing.assert_close(some[10:], sums[30:40])
+    some = summed([by.sum(rows, found.values, 30, 50), by.sum(rows, found.values, 38, 77)], 20, 40)
+    torch.testing.assert_close(some[10:], sums[30:40] + torch.cat([torch.zeros(8, 9), sums[38:40]]))
     assert not some[:10].any()
     dictionary = torch.randn(77, 9, dtype=torch.float64, generator=generator(7))
     torch.testing.assert_close(found.decode(dictionary), code @ dictionary)

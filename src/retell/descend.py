@@ -310,13 +310,13 @@ class Descent:
 
         What it is added to moves with every column of a row, and it alone decides how often a unit is active.
         """
-        bias, further = self.codec.encoder.last.bias, self.recipe.bias_rate - 1
-        if bias is None or not further:
+        bias, further = self.codec.encoder.bias.detach(), self.recipe.bias_rate - 1
+        if not further:
             yield
             return
-        was = bias.detach().clone()
+        was = bias.clone()
         yield
-        bias.detach().add_(bias.detach() - was, alpha=further)
+        bias.add_(bias - was, alpha=further)
 
     @torch.no_grad()
     def revive(self) -> None:
@@ -327,9 +327,8 @@ class Descent:
         """
         recipe = self.recipe
         if recipe.revive:
-            bias = self.codec.encoder.last.bias
-            assert bias is not None
-            bias.add_(self.codec.idle >= IDLE, alpha=recipe.revive * recipe.bias_rate * recipe.learning_rate)
+            further = recipe.revive * recipe.bias_rate * recipe.learning_rate
+            self.codec.encoder.bias.add_(self.codec.idle >= IDLE, alpha=further)
 
     def share(self, steps: int) -> float:
         """What part of the largest learning rate to use now: up for a share of the way, then down to zero.

@@ -257,9 +257,7 @@ class Dial:
         self.last, before = e, self.last
         self.log_m = _within(self.log_m + NEAR * (e - before) + gain * _within(e, 1.0), MOST)
         if not self.sets_thresholds:
-            bias = self.codec.encoder.last.bias
-            assert bias is not None
-            bias.detach().sub_(FIRM * rate[0] * _within(e, 1.0))
+            self.codec.encoder.bias.detach().sub_(FIRM * rate[0] * _within(e, 1.0))
 
     def hear(self, fvu: float) -> None:
         """The FVU of rows held out, after an epoch: batches are fitted to, and say too little."""
@@ -312,7 +310,7 @@ class _Lever:
         self.codec, self.x, self.part, self.squash = codec, x, part_of(codec.code_activation), codec.code_activation
         self.a = codec.encoder(codec.fill(x))
         if isinstance(self.part, ReLU):
-            self.was = codec.encoder.last.bias.detach().clone()  # type: ignore[union-attr]  # the last map has one
+            self.was = codec.encoder.bias.detach().clone()
         if isinstance(self.part, JumpReLU):
             self.was = self.squash.threshold.detach().clone().clamp(min=1e-6)
         self.order = self.a / self.was if isinstance(self.part, JumpReLU) else self.a
@@ -339,9 +337,7 @@ class _Lever:
             return self._coded()
         least, _ = self._edge(self.order, l0)
         if isinstance(self.part, ReLU):
-            bias = self.codec.encoder.last.bias
-            assert bias is not None
-            bias.copy_(self.was - least)
+            self.codec.encoder.bias.copy_(self.was - least)
             return torch.relu(self.a - least)
         least = least.clamp(min=0.0)
         self.squash.threshold.copy_(self.was * least if isinstance(self.part, JumpReLU) else least)

@@ -119,6 +119,11 @@ class Net(nn.Module):
         """The mlp's last map, whose bias is the net's."""
         return cast(Affine, self.layers[-1])
 
+    @property
+    def bias(self) -> nn.Parameter:
+        """That bias (n_out,), which is always there."""
+        return cast(nn.Parameter, self.last.bias)
+
     def affines(self) -> list[Affine]:
         """Every affine map, the linear path last."""
         layers = [cast(Affine, layer) for layer in self.layers]

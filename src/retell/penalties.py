@@ -390,9 +390,8 @@ class GateMSE(Term):
         _check_linear(self, codec)
 
     def __call__(self, p: Pass) -> Tensor:
-        last = p.codec.decoder.last
-        assert last.bias is not None
-        x_hat = torch.nn.functional.linear(torch.relu(p.a), last.weight.detach(), last.bias.detach())
+        g = p.codec.decoder
+        x_hat = torch.nn.functional.linear(torch.relu(p.a), g.last.weight.detach(), g.bias.detach())
         return ((p.x - x_hat).square() * p.seen).mean(1)
 
 

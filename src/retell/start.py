@@ -72,7 +72,7 @@ def fill_start(
     if from_rows:
         _thin(codec, filled)
     if spread is not None:
-        _bias(codec.encoder)[n_units:] = spread
+        codec.encoder.bias[n_units:] = spread
     bent = bent or not isinstance(codec.code_activation, Identity)
     if decoder is not None and not codec.tied and aware and bent and spread is None:
         _fit_decoder(codec, decoder, filled, loss)
@@ -155,14 +155,14 @@ def _thin(codec: Codec, few: Tensor) -> None:
     if isinstance(threshold, torch.nn.Parameter):
         threshold.fill_(level)
     elif isinstance(codec.code_activation, ReLU):
-        _bias(codec.encoder).sub_(level)
+        codec.encoder.bias.sub_(level)
         h = torch.relu(a - level)
         x_hat, off = codec.decoder.last.weight @ h.T, (few - few.mean(0)).T
         grow = (off * x_hat).sum() / x_hat.square().sum()
-        for value in (codec.encoder.last.weight, _bias(codec.encoder)):
+        for value in (codec.encoder.last.weight, codec.encoder.bias):
             value.mul_(grow)
     if not codec.code_activation.sparse or threshold is not None:
-        _bias(codec.decoder).sub_(codec.decode(codec.encode(few)).mean(0) - few.mean(0))
+        codec.decoder.bias.sub_(codec.decode(codec.encode(few)).mean(0) - few.mean(0))
 
 
 def _frame_of_rows(x: Tensor, n_units: int, generator: Generator, *, pairs: bool) -> Tensor:
@@ -198,15 +198,9 @@ def _fill_biases(codec: Codec, x: Tensor, loss: Any) -> None:
     for layer in codec.affines():
         if layer.bias is not None:
             layer.bias.zero_()
-    _bias(codec.encoder).copy_(-codec.encoder(codec.centre[None])[0])
+    codec.encoder.bias.copy_(-codec.encoder(codec.centre[None])[0])
     h = codec.encode(x - x.mean(0) + codec.centre)  # a sample's own mean is not that of all rows
-    _bias(codec.decoder).copy_(loss.link(codec.centre) - codec.decode(h).mean(0))
-
-
-def _bias(net: Net) -> Tensor:
-    bias = net.last.bias
-    assert bias is not None
-    return bias
+    codec.decoder.bias.copy_(loss.link(codec.centre) - codec.decode(h).mean(0))
 
 
 def _probabilistic(codec: Codec, frame: Tensor, x: Tensor, loss: Any) -> Tensor | None:
@@ -243,11 +237,11 @@ def _fit_decoder(codec: Codec, decoder: Affine, x: Tensor, loss: Any) -> None:
     # least squares of the link may be far from least loss: the share of it that costs least, or none
     for share in (1.0, 0.5, 0.25, 0.1, 0.0):
         decoder.weight.copy_(share * fitted)
-        _bias(codec.decoder).copy_(loss.link(codec.centre))
-        _bias(codec.decoder).sub_(decoder.weight @ h.mean(0).to(decoder.weight))
+        codec.decoder.bias.copy_(loss.link(codec.centre))
+        codec.decoder.bias.sub_(decoder.weight @ h.mean(0).to(decoder.weight))
         p = codec(x)
         cost = float(mean(loss(p), p))
         if cost < least:
             best, least = decoder.weight.clone(), cost
     decoder.weight.copy_(best)
-    _bias(codec.decoder).copy_(loss.link(codec.centre) - best @ h.mean(0).to(best))
+    codec.decoder.bias.copy_(loss.link(codec.centre) - best @ h.mean(0).to(best))

@@ -25,7 +25,7 @@ from retell.metrics import Explained
 from retell.objective import Objective, at, mean, total_weight, value_of
 from retell.parts import Pass
 from retell.penalties import KL, Contractive
-from retell.solvers.passes import SQUASHES, Call, Passes, Place, breadth, with_ones
+from retell.solvers.passes import SQUASHES, Call, Passes, Place, breadth, by_columns, with_ones
 from retell.spread import threads
 
 __all__ = ["Dense", "why_not"]
@@ -96,12 +96,13 @@ class Dense(Descent):
         self.alone = alone and not self.dial and type(self.squash) in SQUARED
         dictionary = codec.dictionary()
         self.held = None if dictionary is None else (dictionary.detach(), codec.dictionary_gradient())
-        self.holed = True
+        self.holed, self.most = True, 0  # whether cells of an epoch may be unseen, and rows of its largest batch
 
     def stepping(self, x: Tensor, *, constant_rate: bool = False) -> Turns[dict[str, float]]:
         holed = _holed(x)
         if holed != self.holed:  # memory for the one way is none for the other
             self.holed, self.works = holed, {}
+        self.most = -(-len(x) // self._steps(x))
         with threads(self.threads):
             return (yield from super().stepping(x, constant_rate=constant_rate))
 
@@ -112,7 +113,8 @@ class Dense(Descent):
 
     def restore_best(self) -> None:
         for value in self.parameters.values():
-            value.data, value.grad = value.data.clone(), None
+            value.data, value.grad = value.data.clone(memory_format=torch.contiguous_format), None
+        self.works = {}  # what comes after the last step needs room too
         super().restore_best()
 
     @torch.no_grad()
@@ -153,7 +155,7 @@ class Dense(Descent):
 
     def _squares(self, x: Tensor) -> list[Tensor]:
         """As `_any`, of the mean squared error of whole rows alone."""
-        value: Tensor = self._work(Squares, x.shape[0])(x)
+        value: Tensor = self._work(Squares, max(self.most, len(x)))(x)
         for stretch in self.stretches:
             stretch.gather()
         return [value]
@@ -224,9 +226,9 @@ class Work:
 
 
 class Squares:
-    """The step of the mean squared error of n whole rows alone: all its calls in two lists.
+    """The step of the mean squared error of n whole rows alone, or of fewer: all its calls in two lists.
 
-    Products in bfloat16 like rows by 32; those beyond the n have a gradient of zero.
+    Products in bfloat16 like rows by 32; those beyond the rows given have a gradient of zero.
     """
 
     def __init__(self, codec: Codec, places: dict[int, Place], n: int) -> None:
@@ -242,8 +244,8 @@ class Squares:
         self.lands = lands[:n, : len(like)]
         self.ahead: list[Call] = [*ahead, *squash.forward(h_only, h_only), *decoder.calls]
         self.y, self.d = decoder.y[:n], decoder.d.zero_()[:n]
-        cells, self.square, self.one = self.d.view(-1), like.new_zeros(()), like.new_ones(())
-        self.scale = like.new_tensor(len(cells) / 4)  # from the square of the gradient to that of the error
+        cells = (self.d if self.d.is_contiguous() else self.d.T).view(-1)
+        self.square, self.one = like.new_zeros(()), like.new_ones(())
         self.back: list[Call] = [
             partial(torch.dot, cells, cells, out=self.square),
             *decoder.back_calls,
@@ -259,12 +261,13 @@ class Squares:
         return self.y
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Write the gradient at rows (n, D); the error."""
-        self.forward(x)
-        mse_backward(self.one, self.y, x, 1, grad_input=self.d)
+        """Write the gradient at rows (n, D) or fewer; the error."""
+        y, d = self.forward(x)[: len(x)], self.d[: len(x)]
+        mse_backward(self.one, y, x, 1, grad_input=d)
+        self.d[len(x) :].zero_()
         for call in self.back:
             call()
-        return self.square * self.scale
+        return self.square * (x.numel() / 4)  # from the square of the gradient to that of the error
 
 
 class Stretch:
@@ -298,7 +301,8 @@ class Stretch:
         self.low, self.low_gradient = (torch.zeros(end, dtype=torch.bfloat16, device=like.device) for _ in range(2))
         self.places: dict[int, Place] = {}
         for p, shape, start, stop in zip(own, shapes, ends, ends[1:], strict=False):
-            blocks = [kind[start:stop].view(shape) for kind in (self.value, self.gradient, *self.moments[:2])]
+            lie = partial(_lying, shape=shape, dtype=torch.bfloat16 if id(p) in rounded else p.dtype)
+            blocks = [lie(kind[start:stop]) for kind in (self.value, self.gradient, *self.moments[:2])]
             if id(p) in biases:
                 n_in = p.shape[1]
                 self._settle(biases[id(p)], [block[:, n_in] for block in blocks], moments)
@@ -306,7 +310,7 @@ class Stretch:
             else:
                 self._settle(p, blocks, moments)
             low = (self.low, self.low_gradient) if id(p) in rounded else (self.value, self.gradient)
-            self.places[id(p)] = Place(*(kind[start:stop].view(shape) for kind in low))
+            self.places[id(p)] = Place(*(lie(kind[start:stop]) for kind in low))
         self.round()
 
     def _settle(self, p: nn.Parameter, views: list[Tensor], moments: dict[Any, Moments]) -> None:
@@ -338,6 +342,13 @@ def _holed(x: Any) -> bool:
 def _block(p: Tensor, *, rounded: bool) -> tuple[int, int]:
     """The shape of a matrix with its bias beside it."""
     return len(p), breadth(p.shape[1], torch.bfloat16 if rounded else p.dtype)
+
+
+def _lying(memory: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A parameter of this shape in its stretch of memory: by columns where they are few and longer than the rows."""
+    if len(shape) == 2 and shape[0] >= shape[1] and by_columns(shape[1] - 1, dtype):
+        return memory.view(shape[::-1]).T
+    return memory.view(shape)
 
 
 def _through_unit(by_code: Tensor, p: Pass) -> Tensor:

@@ -18,7 +18,7 @@ from scipy.sparse import csr_array
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["Block", "ByUnit", "Pairs", "Sum", "joined"]
+__all__ = ["Block", "ByUnit", "Pairs", "Sum", "joined", "summed"]
 
 Array = npt.NDArray[Any]
 
@@ -110,11 +110,17 @@ class Sum(NamedTuple):
         weights = torch.index_select(self.values, 0, self.by.order[i:j])
         return _sums(self.rows, self.by.rows[i:j], starts - i, weights)
 
-    def add_to(self, out: Tensor, u: int, v: int) -> None:
-        """Add the sums of the units from u up to v to `out` (v - u, D)."""
-        low, high = max(u, self.first), min(v, self.last)
+
+def summed(sums: list[Sum], u: int, v: int) -> Tensor:
+    """What the sums come to at the units from u up to v (v - u, D)."""
+    if len(sums) == 1:
+        return sums[0].between(u, v)
+    total = sums[0].rows.new_zeros(v - u, sums[0].rows.shape[1], dtype=sums[0].values.dtype)
+    for some in sums:
+        low, high = max(u, some.first), min(v, some.last)
         if low < high:
-            out[low - u : high - u] += self.between(low, high)
+            total[low - u : high - u] += some.between(low, high)
+    return total
 
 
 def joined(parts: list[Pairs]) -> Pairs:

@@ -28,7 +28,7 @@ from retell.objective import at
 from retell.parts import part_of
 from retell.penalties import L0, L1, AuxK
 from retell.solvers.finder import Finder
-from retell.solvers.pairs import ByUnit, Pairs, Sum
+from retell.solvers.pairs import ByUnit, Pairs, Sum, summed
 from retell.solvers.passes import breadth
 from retell.spread import Work, spread, threads
 
@@ -76,14 +76,12 @@ class Sparse(Descent):
         self.squash = codec.code_activation
         encoder, decoder = codec.encoder.last, codec.decoder.last
         assert encoder.own is not None
-        assert encoder.bias is not None
         assert decoder.own is not None
-        assert decoder.bias is not None
-        (K, D), like = encoder.own.shape, codec.centre
+        b, c, (K, D), like = codec.encoder.bias, codec.decoder.bias, encoder.own.shape, codec.centre
         self.dtype = torch.bfloat16 if rounded else like.dtype
         block = like.new_zeros(3, K, breadth(D, self.dtype))  # value and moments of W, b beside it
         self._settle(encoder.own, block[:, :, :D])
-        self._settle(encoder.bias, block[:, :, D])
+        self._settle(b, block[:, :, D])
         self._settle(decoder.own, like.new_zeros(3, K, D).transpose(1, 2))
         of_V = decoder.own.detach(), *self.moments[decoder.own][:2]
         self.kinds = [[one, other.T] for one, other in zip(block, of_V, strict=True)]  # values and moments of W and V
@@ -93,13 +91,13 @@ class Sparse(Descent):
         self.gradients: list[Tensor] = []  # all of W's and V's, where they are wanted before a step
         if recipe.clip < math.inf:
             self.gradients = [torch.zeros_like(self.W), torch.zeros_like(self.V)]
-            encoder.own.grad, encoder.bias.grad = self.gradients[0][:, :D], self.gradients[0][:, D]
+            encoder.own.grad, b.grad = self.gradients[0][:, :D], self.gradients[0][:, D]
             decoder.own.grad = self.gradients[1].T
-        self.rest = [p for p in self.parameters.values() if p not in {encoder.own, encoder.bias, decoder.own}]
+        self.rest = [p for p in self.parameters.values() if p not in {encoder.own, b, decoder.own}]
         for p in self.rest:
             self._settle(p, torch.zeros(3, *p.shape).to(p))
             p.grad = torch.zeros_like(p)
-        self.c, self.c_gradient = decoder.bias.detach(), _gradient_of(decoder.bias)
+        self.c, self.c_gradient = c.detach(), _gradient_of(c)
         self.finder = Finder(codec, self.low)
         # of a batch x: x̂ - x; for each prefix the sum of its own x̂ - x and those of larger ones
         self.off = self.behind = torch.zeros(0)
@@ -142,30 +140,19 @@ class Sparse(Descent):
         """The step of each parameter; of units a few at a time, whose gradients no other memory need hold."""
         torch._foreach_add_([moments.step for moments in self.moments.values()], 1)
 
-        def by_and_by() -> Work:
-            memory = [some.new_empty(UNITS, some.shape[1]) for some in self.kinds[0]]
-
-            def work(u: int, v: int) -> None:
-                gradients = [some[: v - u] for some in memory]
-                self._write(gradients, u, v)
-                self._move(gradients, u, v, rate)
-
-            return work
-
         def write(u: int, v: int) -> None:
-            self._write([some[u:v] for some in self.gradients], u, v)
+            for whole, some in zip(self.gradients, self._of_units(u, v), strict=True):
+                whole[u:v] = some
 
         def move(u: int, v: int) -> None:
-            self._move([some[u:v] for some in self.gradients], u, v, rate)
+            self._move([some[u:v] for some in self.gradients] or self._of_units(u, v), u, v, rate)
 
         over = partial(spread, n_rows=len(self.V), size=UNITS, enough=1, most=self.threads)
         with self.far_bias():
             if self.gradients:
                 over(lambda: write)
                 clip([*self.gradients, *(p.grad for p in self.rest)], self.recipe.clip)
-                over(lambda: move)
-            else:
-                over(by_and_by)
+            over(lambda: move)
         D = self.V.shape[1]
         self.low[:, D].copy_(self.W[:, D])  # the bias has gone further since
         moments = [list(kind) for kind in zip(*(self.moments[p] for p in self.rest), strict=True)]
@@ -178,16 +165,11 @@ class Sparse(Descent):
             self.groups[0],
         )
 
-    def _write(self, gradients: list[Tensor], u: int, v: int) -> None:
+    def _of_units(self, u: int, v: int) -> list[Tensor]:
         """The gradients of W and V at the units from u up to v."""
-        for gradient, sums in zip(gradients, self.sums, strict=True):
-            if len(sums) == 1:
-                gradient.copy_(sums[0].between(u, v))
-                continue
-            gradient.zero_()
-            for some in sums:
-                some.add_to(gradient, u, v)
+        gradients = [summed(sums, u, v).to(some.dtype) for sums, some in zip(self.sums, self.kinds[0], strict=True)]
         self.recipe.constraint.tangent(self.V[u:v].T, gradients[1].T)
+        return gradients
 
     def _move(self, gradients: list[Tensor], u: int, v: int, rate: float) -> None:
         """The step of W and V at the units from u up to v."""
