@@ -357,12 +357,29 @@ def test_rows_that_fill_up_a_product_have_no_gradient(width):
     gradients = []
     for rounded in (False, True):
         run = Dense(deepcopy(model.codec_), recipe, 0, rounded=rounded)
-        run.holed, run.most = False, 40 if rounded else 0
-        for some in (100 * x[-40:], x[:width]):
+        run.holed = False
+        for some in (100 * x[-width:], x[:width]):
             run._squares(some)
         gradients.append(torch.cat([p.grad.flatten() for p in run.parameters.values()]))
-    assert run.works[40].lands.shape == (40, 64)
+    assert run.works[width].lands.shape == (width, 64)
     assert torch.linalg.vector_norm(gradients[1] - gradients[0]) < 0.02 * torch.linalg.vector_norm(gradients[0])
+
+
+@pytest.mark.parametrize("rounded", [False, True])
+def test_fewer_rows_than_there_is_memory_for_are_all_that_count(rounded):
+    model = make(hidden_layer_sizes=(512,), max_iter=1).fit(DIGITS)
+    x = torch.from_numpy(model.scaling_.to(DIGITS)).float()
+    recipe = Recipe(1.0 * MSE(), Nothing(), Free(), 64, 1e-3, 1, 0.0, 1, 0.0, 0.0)
+    found = []
+    for most in (31, 40):
+        run = Dense(deepcopy(model.codec_), recipe, 0, rounded=rounded)
+        run.holed, run.most = False, most
+        for some in (100 * x[-most:], x[:31]):
+            (value,) = run._squares(some)
+        found.append(torch.cat([value.view(1), *(p.grad.flatten() for p in run.parameters.values())]))
+    assert list(run.works) == [40]
+    near = 1e-2 if rounded else 1e-5
+    torch.testing.assert_close(found[1], found[0], rtol=near, atol=near * float(found[0].std()))
 
 
 @pytest.mark.parametrize("settings", [{"solver": "descend"}, {"solver": "exact", "hidden_layer_sizes": ()}], ids=str)

@@ -205,10 +205,9 @@ def way(
     raised. BatchTopK and JumpReLU, where it is `known` how many units a row they have in the end, are faster by half
     and thinned out on the way.
     Where the way is short, nonlinear paths beside linear ones take batches near 4 √n, or n / 48 if that is more, up to
-    4,096, and some 120 steps. Others take
-    batches of n / 16, to 64: 4,000 steps from far off, else 1,500; a rate of 7e-3 for nonlinear paths beside linear
-    ones, which take 0.3 of it; 1e-2 for a linear net that starts far off, 4e-2 for a random one without code
-    activation, 2e-3 for other nets.
+    4,096, and some 120 steps. Others take batches of n / 16, to 64: 4,000 steps from far off, else 1,500; a rate of
+    7e-3 for nonlinear paths beside linear ones, which take 0.3 of it; 1e-2 for a linear net that starts far off, 4e-2
+    for a random one without code activation, 2e-3 for other nets.
     """
     if shared_out(codec, objective, start, n):
         batch = batch or _power_of_two(n / 16, 4096)

@@ -25,7 +25,7 @@ from retell.metrics import Explained
 from retell.objective import Objective, at, mean, total_weight, value_of
 from retell.parts import Pass
 from retell.penalties import KL, Contractive
-from retell.solvers.passes import SQUASHES, Call, Passes, Place, breadth, by_columns, with_ones
+from retell.solvers.passes import SQUASHES, Call, Passes, Place, breadth, few, lying, with_ones
 from retell.spread import threads
 
 __all__ = ["Dense", "why_not"]
@@ -301,7 +301,7 @@ class Stretch:
         self.low, self.low_gradient = (torch.zeros(end, dtype=torch.bfloat16, device=like.device) for _ in range(2))
         self.places: dict[int, Place] = {}
         for p, shape, start, stop in zip(own, shapes, ends, ends[1:], strict=False):
-            lie = partial(_lying, shape=shape, dtype=torch.bfloat16 if id(p) in rounded else p.dtype)
+            lie = partial(_placed, shape=shape, dtype=torch.bfloat16 if id(p) in rounded else p.dtype)
             blocks = [lie(kind[start:stop]) for kind in (self.value, self.gradient, *self.moments[:2])]
             if id(p) in biases:
                 n_in = p.shape[1]
@@ -344,11 +344,11 @@ def _block(p: Tensor, *, rounded: bool) -> tuple[int, int]:
     return len(p), breadth(p.shape[1], torch.bfloat16 if rounded else p.dtype)
 
 
-def _lying(memory: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def _placed(memory: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """A parameter of this shape in its stretch of memory: by columns where they are few and longer than the rows."""
-    if len(shape) == 2 and shape[0] >= shape[1] and by_columns(shape[1] - 1, dtype):
-        return memory.view(shape[::-1]).T
-    return memory.view(shape)
+    if len(shape) != 2:
+        return memory.view(shape)
+    return lying(memory, *shape, by_columns=shape[0] >= shape[1] and few(shape[1] - 1, dtype))
 
 
 def _through_unit(by_code: Tensor, p: Pass) -> Tensor:

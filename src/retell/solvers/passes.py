@@ -21,11 +21,11 @@ from torch import Tensor
 
 from retell.networks import Affine, Net
 
-__all__ = ["SQUASHES", "Call", "Passes", "Place", "breadth", "by_columns", "with_ones"]
+__all__ = ["SQUASHES", "Call", "Passes", "Place", "breadth", "few", "lying", "with_ones"]
 
 aten = torch.ops.aten
 
-NARROW = 12  # columns that are few
+NARROW = 12  # columns that are few, at most
 
 Call = Callable[[], Any]
 
@@ -81,23 +81,23 @@ def breadth(width: int, dtype: torch.dtype) -> int:
     return width + 1 if dtype != torch.bfloat16 else -(-(width + 1) // 32) * 32
 
 
-def by_columns(width: int, dtype: torch.dtype) -> bool:
+def few(width: int, dtype: torch.dtype) -> bool:
     """Whether so many columns lie one after the other."""
     return width <= NARROW and dtype != torch.bfloat16
 
 
+def lying(memory: Tensor, n: int, width: int, *, by_columns: bool) -> Tensor:
+    """A stretch of memory (n · width,) as a matrix (n, width), its columns or its rows one after the other."""
+    return memory.view(width, n).T if by_columns else memory.view(n, width)
+
+
 def with_ones(n: int, width: int, like: Tensor, dtype: torch.dtype) -> Tensor:
     """Memory for n rows, each of which ends in a one, and perhaps zeros."""
-    memory = _rows(n, width, like, dtype, breadth(width, dtype) - width)
-    memory[:, width] = 1
-    return memory
-
-
-def _rows(n: int, width: int, like: Tensor, dtype: torch.dtype, further: int = 0) -> Tensor:
-    """Memory for n rows of so many columns and some further ones."""
-    if by_columns(width, dtype):
-        return torch.zeros(width + further, n, dtype=dtype, device=like.device).T
-    return torch.zeros(n, width + further, dtype=dtype, device=like.device)
+    wide = breadth(width, dtype)
+    memory = torch.zeros(n * wide, dtype=dtype, device=like.device)
+    rows = lying(memory, n, wide, by_columns=few(width, dtype))
+    rows[:, width] = 1
+    return rows
 
 
 class Passes:
@@ -218,7 +218,9 @@ class Passes:
         return calls
 
     def _memory(self, width: int, dtype: torch.dtype) -> Tensor:
-        return _rows(len(self.x), width, self.x, dtype)
+        n = len(self.x)
+        memory = torch.empty(n * width, dtype=dtype, device=self.x.device)
+        return lying(memory, n, width, by_columns=few(width, dtype))
 
 
 class Layer:
