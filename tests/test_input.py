@@ -142,6 +142,30 @@ def test_works(case, setting, tmp_path):
     assert make(setting, n_components=1).partial_fit(rows).partial_fit(rows).transform(rows).shape == (n, 1)
 
 
+@pytest.mark.parametrize("setting", ["exact", "hidden"])
+@pytest.mark.parametrize("n", [300, 30_000])
+@pytest.mark.parametrize("value", [0.1, 1.7123456789e12, -1e14 / 3, 1e20, 1e300])
+def test_a_constant_column_of_any_size_changes_nothing(value, n, setting):
+    rows = np.tile(ROWS, (-(-n // N), 1))[:n]
+    whole = np.insert(rows, 2, value, axis=1)
+    scores = [make(setting, n_components=2, max_iter=3).fit(some).score(some) for some in (rows, whole)]
+    assert scores[1] > scores[0] - 0.01  # a net of six columns starts otherwise than one of five
+    assert make(setting, n_components=2).fit(np.full((50, 4), value)).score(np.full((50, 4), value)) == 1.0
+
+
+def test_a_narrow_column_far_from_zero_is_no_constant():
+    """Nanoseconds since 1970, of one millisecond: 1e-12 of their mean apart."""
+    rows = np.insert(ROWS, 2, 1.7e18 + 1e6 * ROWS[:, 0], axis=1)
+    model = make("exact", n_components=3).fit(rows)
+    assert model.scaling_.factor[2] == pytest.approx(1e6 * ROWS[:, 0].std(), rel=1e-3)
+    assert model.score(rows) == pytest.approx(
+        make("exact", n_components=3)
+        .fit(np.insert(ROWS, 2, ROWS[:, 0], axis=1))
+        .score(np.insert(ROWS, 2, ROWS[:, 0], axis=1)),
+        abs=1e-2,
+    )
+
+
 def test_input_is_not_changed(tmp_path):
     for case, rows in (("array", ROWS), ("holes", HOLES), ("fortran", np.asfortranarray(HOLES))):
         copy = rows.copy()

@@ -62,6 +62,23 @@ class Density:
         whiten = 1 / np.sqrt(values) if axes is None else (axes / np.sqrt(values)).T
         return cls(np.maximum(noise, FLOOR), code_mean, whiten)
 
+    def joined(self, other: Density, share: float) -> Density:
+        """That of rows of which so large a share, in (0, 1), have the other one."""
+        apart, (mine, theirs) = other.code_mean - self.code_mean, (one.covariance for one in (self, other))
+        between = share * (1 - share) * (apart**2 if self.diagonal else np.outer(apart, apart))
+        return Density.of(
+            (1 - share) * self.noise + share * other.noise,
+            self.code_mean + share * apart,
+            (1 - share) * mine + share * theirs + between,
+        )
+
+    @property
+    def covariance(self) -> Array:
+        """C (K, K) of the codes, or its diagonal (K,)."""
+        spread = 1 / self.whiten if self.diagonal else np.linalg.inv(self.whiten)
+        covariance: Array = spread**2 if self.diagonal else spread @ spread.T
+        return covariance
+
     @property
     def diagonal(self) -> bool:
         """Whether the units count as independent."""

@@ -201,7 +201,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         Each term by name, each epoch.
     pca_score_ : float
         R² of PCA at the same K on the same held-out rows (the training rows without early stopping), PCA
-        fitted to all rows given: the yardstick.
+        fitted to all rows given: the yardstick. After `partial_fit`, of a sample of the rows given to it.
     solver_ : str
         The solver that was used.
     n_left_out_ : int
@@ -348,8 +348,10 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     def partial_fit(self, X: Any, y: Any = None) -> Self:
         """One epoch on these rows, going on from the state so far.
 
-        The first call settles scaling, widths and the first weights; nothing is held out, and the learning
-        rate stays at its largest.
+        The first call settles scaling, widths and the first weights, unless a fit has done so; nothing is held out,
+        and the learning rate stays at its largest. What `score_samples` knows of residuals and codes is then of a
+        sample of all rows given to these calls, some 2,000, as the model is now; where a fit went before, that
+        counts with the number of its rows. `n_iter_` and the curves go on.
 
         Parameters
         ----------
@@ -365,11 +367,9 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         rows, left_out = self._within(limit, rows)
         if first:
             self._training = Training(self._on(settings, parts, rows), limit=limit)
-        plan = self._training.plan
-        if not first:
-            plan.go_on_with(rows)
+            self._training.before = self.__dict__.get("_model")
         self._training.left_out += left_out
-        self._training.more(plan.rows())
+        self._training.more(rows)
         self._take(self._training, names)
         return self
 

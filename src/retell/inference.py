@@ -33,7 +33,7 @@ NARROW = 512  # columns and units up to which one thread is enough
 WORK = 2**23  # multiplications a product of all layers may cost: what a row alone pays for
 LEAST, MOST = 64, 2048  # rows of a product
 FEW, ROOM = 16, 2**24  # rows of a product, and bytes of what a run holds, where codes are wide
-NEAR = 1e15  # spreads between this and its inverse, and means up to its square, are no danger to float32
+NEAR = 1e15  # factors between this and its inverse, and shifts up to its square, are no danger to float32
 
 
 class Inference:
@@ -91,8 +91,8 @@ class Stack:
 
     y = net((row - shift) / factor)
 
-    The division is in the first matrices; so is what is lost of the shift in the net's precision. Columns of
-    extreme units are scaled in float64 instead.
+    The division is in the first matrices; so is what is lost of the shift in the net's precision. Where columns have
+    extreme units, or that is more than a unit, rows are scaled in float64 instead.
 
     Parameters
     ----------
@@ -112,9 +112,10 @@ class Stack:
         first = net.affines()[0].weight
         self.like, self.n_outputs, self.squash_ = first.detach()[:0], n_outputs, _in_place(net.activation)
         centre = np.zeros_like(shift) if centre is None else centre
-        self.near = bool((np.abs(shift) < NEAR**2).all() and (factor < NEAR).all() and (factor > 1 / NEAR).all())
-        self.factor = torch.from_numpy(factor).to(first.device)
-        whole = torch.from_numpy(shift).to(first.device)
+        self.factor, whole = (torch.from_numpy(some).to(first.device) for some in (factor, shift))
+        lost = whole - whole.to(first.dtype).double()
+        sized = (whole.abs() < NEAR**2) & (lost.abs() <= self.factor) & (self.factor < NEAR) & (self.factor > 1 / NEAR)
+        self.near = bool(sized.all())
         self.shift = whole.to(first.dtype) if self.near else whole
         lost = whole - self.shift.double()
         unit = self.factor if self.near else torch.ones_like(self.factor)

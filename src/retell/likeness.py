@@ -8,6 +8,7 @@ they like: that is for `score_samples` to tell.
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy.typing as npt
 from retell.rows.blocks import take
 from retell.scaling import Scaling
 
-__all__ = ["Norms", "norms_of", "warn_unlike"]
+__all__ = ["Norms", "joined", "norms_of", "warn_unlike"]
 
 Array = npt.NDArray[Any]
 Norms = tuple[float, float, float]
@@ -36,6 +37,14 @@ def norms_of(x: Array, centre: Array) -> Norms | None:
         return None
     low, high = np.quantile(r, (0.01, 0.99))
     return float(low), float(high), float(np.sqrt((r**2).mean()))
+
+
+def joined(one: Norms | None, other: Norms | None, share: float) -> Norms | None:
+    """Norms of rows of which so large a share have the other ones."""
+    if one is None or other is None:
+        return one or other
+    square = (1 - share) * one[2] ** 2 + share * other[2] ** 2
+    return min(one[0], other[0]), max(one[1], other[1]), math.sqrt(square)
 
 
 def warn_unlike(rows: Array, scaling: Scaling, norms: Norms | None) -> None:

@@ -47,6 +47,8 @@ class Fitted(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     dtype: str
     seed: int
     n_iter: int
+    n_rows: int = 0
+    """Rows that it has come from."""
     stopped_by: str = ""
     """"max_time" where a clock ended the fit."""
     origin: str = ""

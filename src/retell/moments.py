@@ -19,7 +19,7 @@ from scipy.linalg.blas import dsyrk, ssyrk
 
 from retell.rows.arrays import check_finite
 from retell.rows.blocks import blocks, in_memory, rows_a_block
-from retell.scaling import Scaling, robust_moments, without_rounding
+from retell.scaling import ROUNDING, Scaling, robust_moments, without_rounding
 from retell.spread import WIDE, calm
 from retell.spread import spread as spread_out
 
@@ -219,6 +219,8 @@ class _Sums:
             if len(block) > len(self.room):
                 self.room = np.empty(block.shape, self.products)
             x = np.subtract(block, about, out=self.room[: len(block)])
+            if self.products == np.float64:  # the first mean has lost digits where it is far from zero
+                mean = about + np.einsum("nd->d", x) / len(x)
             self._multiply(x)
         still = np.flatnonzero((np.diag(self.within) if self.covariance else self.within) == 0)
         self.vanished = self.vanished or bool(x.take(still, axis=1).any())
@@ -238,7 +240,7 @@ class _Sums:
     def safe(self, spread: Array) -> bool:
         """Whether no square has vanished or overflowed on the way to these standard deviations (D,)."""
         means = np.array(self.means)
-        apart = np.abs(means - means[0]).max(0) > 1e-12 * np.abs(means[0])  # further than rounding
+        apart = np.abs(means - means[0]).max(0) > ROUNDING * np.abs(means[0])
         least, most = np.sqrt(SQUARES[self.products.name])
         sound = np.where(spread == 0, ~apart, (spread > least) & (spread < most))
         return bool(sound.all() and not self.vanished)

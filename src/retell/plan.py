@@ -18,7 +18,7 @@ from retell.factors import Factors
 from retell.known import FORGETFUL, Known
 from retell.networks import mirror, mlp
 from retell.objective import Objective
-from retell.rows.blocks import CHUNK, pooled, spaced, take
+from retell.rows.blocks import CHUNK, pooled, spaced
 from retell.scaled import Rows
 from retell.scaling import Scaling
 from retell.seeds import SPLIT, START, generator
@@ -77,9 +77,16 @@ class Plan:
 
     def go_on_with(self, rows: Array) -> None:
         """Other rows (N, D), none of them held out; what the first ones have settled stays."""
-        self.train = np.arange(len(rows))
-        judged = _judges(self.held_out, rows)
-        self.survey = replace(self.survey, rows=rows, judged=judged, kept=take(rows, judged))
+        self.train, self.survey = np.arange(len(rows)), replace(self.survey, rows=rows)
+
+    def judge_by(self, rows: Array, *, anew: bool) -> None:
+        """Let rows (M, D) speak for all that have come; `anew`, PCA is of them too."""
+        seen, judged = self.survey, np.arange(len(rows))
+        if anew:
+            settled = seen.scaling, seen.factors
+            self.survey = survey(rows, self.settings, self.parts, judged, self.seed, settled=settled)
+        else:
+            self.survey = replace(seen, rows=rows, judged=judged, kept=rows, holes=bool(np.isnan(rows).any()))
 
     def pca_score(self) -> float:
         """R² of PCA at the same K, fitted to all rows, on the rows that judge."""

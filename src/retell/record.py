@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from msgspec.structs import replace
 
 from retell.completion import filler, rows_to_ask
 from retell.corruptions import Mask, Nothing
 from retell.density import WIDE, Density, Tally, noise
-from retell.likeness import norms_of
+from retell.likeness import joined, norms_of
 from retell.metrics import explained_variance, share
 from retell.model_file import Fitted, Model
 from retell.plan import Plan
@@ -66,6 +68,7 @@ def record(training: Training, columns: list[str] | None) -> Model:
         dtype=str(plan.codec.centre.dtype).removeprefix("torch."),
         seed=plan.seed,
         n_iter=len(epochs),
+        n_rows=training.n_rows,
         stopped_by=training.stopped_by,
         filler=_filler(plan, account),
         independent=account.density.diagonal,
@@ -81,7 +84,32 @@ def record(training: Training, columns: list[str] | None) -> Model:
         validation_scores=[e.score for e in epochs if e.score is not None],
         history=history,
     )
-    return Model(plan.settings, fitted, plan.parts, plan.codec, seen.scaling, account.density, seen.factors)
+    model = Model(plan.settings, fitted, plan.parts, plan.codec, seen.scaling, account.density, seen.factors)
+    return model if training.before is None else _after(training.before, model)
+
+
+def _after(before: Model, model: Model) -> Model:
+    """What went on from another model, as one that has come from the rows of both."""
+    was, now = before.fitted, model.fitted
+    share = now.n_rows / (was.n_rows + now.n_rows)
+    history = {
+        name: [it for one in (was, now) for it in one.history.get(name, [math.nan] * one.n_iter)]
+        for name in was.history | now.history
+    }
+    fitted = replace(
+        now,
+        n_iter=was.n_iter + now.n_iter,
+        n_rows=was.n_rows + now.n_rows,
+        n_left_out=was.n_left_out + now.n_left_out,
+        norms=joined(was.norms, now.norms, share),
+        loss_curve=was.loss_curve + now.loss_curve,
+        validation_scores=was.validation_scores + now.validation_scores,
+        history=history,
+    )
+    earlier, density = before.density, model.density
+    if earlier is not None and density is not None:
+        density = earlier.joined(density, share)
+    return replace(model, fitted=fitted, density=density)
 
 
 def _filler(plan: Plan, account: _Account) -> str:

@@ -18,10 +18,11 @@ import numpy.typing as npt
 
 from retell.rows.blocks import blocks
 
-__all__ = ["Scaling", "robust_moments", "without_rounding"]
+__all__ = ["ROUNDING", "Scaling", "robust_moments", "without_rounding"]
 
 Array = npt.NDArray[Any]
 
+ROUNDING = 1e-18  # the mean of equal numbers is that number, to the bit; their squares about it may leave so much
 ALIKE = 10.0  # spreads within this factor of the median are taken to share a unit
 
 
@@ -107,8 +108,8 @@ def robust_moments(rows: Array) -> tuple[Array, Array]:
 
 
 def without_rounding(mean: Array, spread: Array) -> Array:
-    """The spread, 0 where it is no more than what the rounding of a constant column's mean leaves."""
-    return np.where(spread <= 1e-12 * np.abs(mean), 0.0, spread)
+    """The spread, 0 where it is no more than what rounding leaves of a constant column about its mean."""
+    return np.where(spread <= ROUNDING * np.abs(mean), 0.0, spread)
 
 
 def _cells(rows: Array) -> Iterator[tuple[Array, Array]]:

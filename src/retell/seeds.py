@@ -46,4 +46,4 @@ def row_order(seed: int, epoch: int, n_rows: int) -> torch.Tensor:
     return torch.randperm(n_rows, generator=generator(seed, ORDER, epoch))
 
 
-START, ORDER, NOISE, SPLIT, HELD_OUT, HIDE, SKETCH, NORMS = range(8)
+START, ORDER, NOISE, SPLIT, HELD_OUT, HIDE, SKETCH, NORMS, SAMPLE = range(9)

@@ -115,6 +115,7 @@ class Streaming:
         self.training, self.plan, self.descent = training, training.plan, training.descent
         self.sections = sections or Sections.of(training)
         self.plan.survey = replace(self.plan.survey, rows=self.sections.section[:0])  # they are in the pool now
+        training.n_rows = len(self.plan.held_out)
         self.batch = self.plan.recipe.batch_size
         total = math.inf if n_rows is None else self._steps(n_rows - len(self.plan.held_out))
         self.warm = WARM if n_rows is None else 0.1 * total
@@ -166,6 +167,7 @@ class Streaming:
         rows = Rows(self._wide(section), plan.survey.scaling, plan.codec.centre, holed=holed, turning=turning)
         x: Any = rows if rows.device.type == "cpu" else rows[:]
         epoch = self.descent._judge(self.descent.one_epoch(x), None)
+        self.training.n_rows += len(section)
         self.training.history.append(epoch)
         return epoch
 

@@ -11,7 +11,7 @@ from collections.abc import Generator
 from contextlib import closing
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,11 +26,17 @@ from retell.parts import part_of
 from retell.plan import Plan
 from retell.rows.blocks import blocks, spaced
 from retell.rows.massive import Limit
+from retell.rows.sample import Sample
+from retell.seeds import SAMPLE, generator
 from retell.solvers.dense import Dense
 from retell.solvers.exact import column_errors, penalty, solve
 from retell.solvers.sparse import Sparse
 from retell.start import counts, observe
 from retell.store import CheckpointError, write_checkpoint
+from retell.survey import enough
+
+if TYPE_CHECKING:
+    from retell.model_file import Model
 
 __all__ = ["Training"]
 
@@ -51,7 +57,6 @@ class Training:
         Folder for the state of the fit.
     found : (config, state), optional
         What `read_checkpoint` found there: the state of the same fit is taken up.
-
     limit : Limit, optional
         Beyond which rows are not fitted to.
     left_out : int
@@ -59,6 +64,8 @@ class Training:
 
     Attributes
     ----------
+    n_rows : int
+        That have come, those held out among them.
     history : list of Epoch
     stopped_by : {"", "max_time"}
     best_loss : float
@@ -73,6 +80,9 @@ class Training:
         self.checkpoint = checkpoint
         self.found = found
         self.limit, self.left_out = limit, left_out
+        self.before: Model | None = None  # what this goes on from
+        self.sample = Sample(enough(plan.survey.rows.shape[1]), generator(plan.seed, SAMPLE))
+        self.n_rows = self._looked = len(plan.survey.rows)
         self._errors: dict[tuple[str, bool], Array] = {}
         self.history: list[Epoch] = []
         self.stopped_by = ""
@@ -182,9 +192,15 @@ class Training:
             )
         self.dialled = told(aim, found, objective, part, x.shape[1], noise)
 
-    def more(self, x: Any) -> None:
-        """One epoch on scaled rows at the largest learning rate."""
-        terms = self.descent.one_epoch(x, constant_rate=True)
+    def more(self, rows: Array) -> None:
+        """One epoch on rows (N, D) at the largest learning rate; the record is of a sample of all that have come."""
+        self.plan.go_on_with(rows)
+        terms = self.descent.one_epoch(self.plan.rows(), constant_rate=True)
+        self.sample.add(rows)
+        self.n_rows = self.sample.count
+        if anew := self.n_rows >= 2 * self._looked:  # so that it costs little, however many calls there are
+            self._looked = self.n_rows
+        self.plan.judge_by(self.sample.rows, anew=anew)
         loss = sum(terms.values())
         self.history.append(Epoch(self.descent.epoch, terms, {}, None, loss, True, False))
         self.descent.best_loss = min(loss, self.descent.best_loss)
