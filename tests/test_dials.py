@@ -10,7 +10,7 @@ import torch
 import retell.training
 from retell import L1, MSE, Autoencoder, ReLU, auto, load
 from retell.dials import LESS, NO_AIM, THIN, Aim, Dial, told
-from retell.metrics import fvu, l0
+from retell.metrics import dead_share, fvu, l0
 
 CODES = {
     "TopK": ("TopK(6)", "MSE()"),
@@ -159,6 +159,15 @@ def large(monkeypatch):
 
 
 @pytest.mark.usefixtures("large")
+def test_a_weak_penalty_on_units_silences_none(rows):
+    """Thresholds that learn from the first step on fall for a few units, and the others are left without rows."""
+    given = {"solver": "auto", "batch_size": "auto", "max_iter": 40, "target_l0": 8}
+    models = [make("JumpReLU", objective=f"MSE() + {c} * L0()", **given).fit(rows[:3000]) for c in (0.001, 0.03)]
+    left = [reached(model, rows[8000:])[1] for model in models]
+    assert left[0] == pytest.approx(left[1], rel=0.05)
+    assert dead_share(models[0].transform(rows)) < 0.1
+
+
 def test_thinned_out_by_its_steps(rows):
     model = make("BatchTopK", code_activation="BatchTopK(1)", max_iter=2).fit(rows[:3000])
     assert repr(model.codec_.code_activation.part) == "BatchTopK(1)"

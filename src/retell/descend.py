@@ -282,9 +282,9 @@ class Descent:
         self.recipe = replace(self.recipe, objective=self.dial.objective)
 
     def hold(self) -> None:
-        """Thresholds of a code that is thinned out are set, not learned: take back their gradient."""
+        """Thresholds that wait are set, not learned: take back their gradient."""
         threshold = getattr(self.codec.code_activation, "threshold", None)
-        if threshold is not None and threshold.grad is not None and self.dial.thins(self.done):
+        if threshold is not None and threshold.grad is not None and self.dial.waits(self.done):
             threshold.grad.zero_()
 
     @property

@@ -18,7 +18,8 @@ thinned out: at a share t of the steps it has
 
     first^(1 - s) wanted^s,   s = min(1, t / 0.9)
 
-units a row, target or not; JumpReLU's thresholds wait so long with learning.
+units a row, target or not. JumpReLU's thresholds, of a code of any size that has a target, wait so long with learning:
+under a weak L0 a few fall until their units are always active, and the factor that all take silences the others.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ CELLS = 2**24  # of codes that are looked at at once
 REACH = math.log(2)  # how far, in log L0, the last correction looks
 HALVINGS = 16  # of that interval
 LESS = 0.97  # of the units a row that are the aim: with so many JumpReLU learns, and is loosened at the end
-THIN = 0.9  # share of the steps after which a code has no more units a row than it was given
+THIN = 0.9  # share of the steps after which a code has no more units a row than it was given, and thresholds learn
 
 
 class Aim(NamedTuple):
@@ -178,6 +179,10 @@ class Dial:
     def thins(self, done: float) -> bool:
         """Whether there are still more units a row than are wanted in the end."""
         return self.first > self.wanted and done < THIN
+
+    def waits(self, done: float) -> bool:
+        """Whether thresholds do not yet learn."""
+        return done < THIN and self.sets_thresholds
 
     def _put(self, done: float) -> float:
         """Units a row that are kept to at a share of the steps."""

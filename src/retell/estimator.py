@@ -91,13 +91,13 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         σ, as in ``"TopK(8)"``. In a large sparse dictionary (see `batch_size`) BatchTopK, and JumpReLU with
         `target_l0`, learn with D / 8 units a row at first, at most K / 16, which fall to their own number in the first
         nine tenths of the steps. BatchTopK is judged after each epoch by the units that it has in the end; epochs of
-        JumpReLU can't be compared, the last counts as the best, and its thresholds differ by no more than they did at
-        the start until then.
+        JumpReLU can't be compared, and the last counts as the best.
     target_l0 : float or None, default=None
         Active units of a row, on average, for a linear encoder and decoder. TopK and BatchTopK take it for their k, to
         the next whole number. With JumpReLU and ReLU the coefficients of L0 and L1 in the objective are where the fit
         starts: they are turned after every batch. JumpReLU's thresholds take one factor before every batch; they start
-        where they leave so many units active, as ReLU's biases do. At the end the thresholds or biases are set so that
+        where they leave so many units active, as ReLU's biases do, and learn how to differ in the last tenth of the
+        steps, so that the coefficient hardly matters. At the end the thresholds or biases are set so that
         rows that were held out have the target: `validation_fraction` of them, but without early stopping no more
         than some 2,000. TopK is given a level in their place, as in ``TopK(3, least=0.5)``, where k is more than the
         target.
