@@ -42,7 +42,7 @@ PENALTIES = [
     "Prior(Laplace(0.5))", "Prior(StudentT(2.0, 0.5))", "Prior(Exponential(0.5))", "Prior(Normal(1.0), on='weights')",
     "Prior(StudentT(2.0, 0.5), on='weights')",
 ]  # fmt: skip
-COEFFICIENTS = ["0.02", "0.3", "-0.01", "Warmup(0.2, 2)", "Cosine(0.3, 0.1, 3)"]
+COEFFICIENTS = ["0.02", "0.3", "0.05", "Warmup(0.2, 2)", "Cosine(0.3, 0.1, 3)"]
 CORRUPTIONS = [
     "Nothing()", "Nothing()", "Nothing()", "Gaussian(0.3)", "Uniform(0.2, 0.5)", "Mask(0.3)", "Mask(0.3, emphasis=2.0)",
     "Swap(0.3)", "SaltAndPepper(0.2)",

@@ -67,7 +67,8 @@ def test_a_column_and_a_row_without_any_value():
     rows, _ = holed(load_digits().data[:200], 2)
     rows[:, 3] = np.nan  # documented: mean 0, factor 1, completed with 0
     rows[5] = np.nan
-    model = Autoencoder(5, random_state=0, max_iter=3).fit(rows)
+    with pytest.warns(UserWarning, match="1 of the 64 columns hold no value"):
+        model = Autoencoder(5, random_state=0, max_iter=3).fit(rows)
     whole = model.reconstruct(rows, keep_seen=True)
     assert np.isfinite(whole).all()
     assert np.allclose(whole[:, 3], 0)

@@ -1,11 +1,13 @@
 """What people feed it: rows that must work, rows that must warn, and rows whose error names the cause."""
 
 import datetime
+import re
 import warnings
 
 import numpy as np
 import pandas as pd
 import polars as pl
+import pyarrow as pa
 import pytest
 
 import retell
@@ -60,7 +62,6 @@ WORK = {
     "a row with no value": lambda _: put(np.s_[3, :], np.nan),
     "a column with one value": lambda _: put(np.s_[1:, 1], np.nan),
     "half of the rows with no value": lambda _: put(np.s_[::2, :], np.nan),
-    "no value at all": lambda _: np.full((N, D), np.nan),
     "float32": lambda _: ROWS.astype(np.float32),
     "float16": lambda _: ROWS.astype(np.float16),
     "big-endian": lambda _: ROWS.astype(">f8"),
@@ -121,6 +122,7 @@ def columns_of(rows):
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("case", WORK)
 @pytest.mark.filterwarnings("ignore:the code has .* nothing holds it back:UserWarning")
+@pytest.mark.filterwarnings("ignore:1 of the 5 columns hold no value:UserWarning")
 def test_works(case, setting, tmp_path):
     rows = WORK[case](tmp_path)
     D = columns_of(rows)
@@ -151,6 +153,16 @@ def test_a_constant_column_of_any_size_changes_nothing(value, n, setting):
     scores = [make(setting, n_components=2, max_iter=3).fit(some).score(some) for some in (rows, whole)]
     assert scores[1] > scores[0] - 0.01  # a net of six columns starts otherwise than one of five
     assert make(setting, n_components=2).fit(np.full((50, 4), value)).score(np.full((50, 4), value)) == 1.0
+
+
+@pytest.mark.parametrize("value", [0.1, 1e12, 1e20])
+def test_rounding_counts_for_nothing(value):
+    """What is computed in two ways differs in its last digits."""
+    column = np.where(ROWS[:, 0] > 0, value, np.nextafter(value, 0))
+    model = make("exact", n_components=2).fit(np.insert(ROWS, 2, column, axis=1))
+    assert model.score(np.insert(ROWS, 2, column, axis=1)) == pytest.approx(
+        make("exact").fit(ROWS).score(ROWS), abs=1e-6
+    )
 
 
 def test_a_narrow_column_far_from_zero_is_no_constant():
@@ -222,10 +234,18 @@ def test_seen_cells_are_kept_and_holes_are_filled():
 
 def test_a_column_without_values_stays_out_of_it():
     rows = put(np.s_[:, 1], np.nan)
-    model = make("exact").fit(rows)
+    with pytest.warns(UserWarning, match=r"1 of the 5 columns hold no value \(column 1\)"):
+        model = make("exact").fit(rows)
     assert np.abs(model.reconstruct(rows)[:, 1]).max() < 1e-9, "what is known of it is nothing: its centre, 0"
     rest = np.delete(rows, 1, 1)
     assert model.score(rows) == pytest.approx(make("exact").fit(rest).score(rest), abs=0.02)
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_rows_without_any_value_are_refused(setting):
+    for method in (make(setting).fit, make(setting).partial_fit):
+        with pytest.raises(ValueError, match="no cell of the rows holds a value"):
+            method(np.full((N, D), np.nan))
 
 
 def test_a_row_without_values_gets_the_centre():
@@ -251,6 +271,41 @@ def test_spreads_of_1e300_warn_and_work(setting, scale):
     assert np.isfinite(model.score(EXTREME))
     plain = make(setting, scale="standard").fit(ROWS)
     assert model.score(EXTREME) == pytest.approx(plain.score(ROWS), abs=1e-3)
+
+
+@pytest.mark.parametrize("n", range(2, 9))
+def test_no_single_row_judges(n):
+    model = make(n_components=1).fit(ROWS[:n])
+    assert len(model.validation_scores_) == (n > 7) * model.n_iter_
+    assert model.pca_score_ != 0
+
+
+def test_spreads_of_1e100_are_as_any_other():
+    assert make().fit(1e100 * ROWS).score(1e100 * ROWS) == pytest.approx(make().fit(ROWS).score(ROWS), abs=1e-6)
+
+
+def test_too_much_decay_is_called_by_its_name():
+    with pytest.warns(UserWarning, match="training diverged .* lower weight_decay"):
+        make(weight_decay=1e9).fit(ROWS)
+
+
+def test_one_column_has_no_fewer_units():
+    with pytest.warns(UserWarning, match=r"the code has 1 unit for 1 column and .* nothing else\. Add a penalty"):
+        make(n_components="auto").fit(ROWS[:, :1])
+
+
+WIDE = np.array([[2**53 + 1, 1], [2**53 + 3, 2], [2**53 + 5, 4]])
+
+
+@pytest.mark.parametrize("as_rows", [np.array, pd.DataFrame, lambda X: pd.DataFrame(X).astype("Int64"), pl.DataFrame])
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.filterwarnings("ignore:X does not have valid feature names:UserWarning")
+def test_whole_numbers_that_floats_do_not_hold_warn(as_rows, sign):
+    with pytest.warns(UserWarning, match=r"column .?(0|column_0).? holds whole numbers from .* rounded"):
+        model = make(n_components=1).fit(as_rows(sign * WIDE))
+    with pytest.warns(UserWarning, match="rounded"):
+        model.reconstruct(as_rows(sign * WIDE), keep_seen=True)
+    make(n_components=1).fit(as_rows(sign * (WIDE - [2**53, 0])))
 
 
 @pytest.mark.parametrize("K", [5, 7, None])
@@ -418,6 +473,16 @@ def test_mixed_names_are_refused():
         make().fit(pd.DataFrame(ROWS, columns=["a", "b", 3, 4, 5]))
 
 
+def test_codes_by_name_keep_their_order():
+    model = make().fit(ROWS)
+    codes = pd.DataFrame(model.transform(ROWS), columns=model.get_feature_names_out())
+    for kind in (lambda frame: frame, pl.from_pandas, pa.Table.from_pandas):
+        assert np.array_equal(model.inverse_transform(kind(codes)), model.inverse_transform(codes.to_numpy()))
+        with pytest.raises(ValueError, match=r"codes are in another order: column 0 is 'autoencoder1'"):
+            model.inverse_transform(kind(codes[codes.columns[::-1]]))
+    model.inverse_transform(codes.set_axis(["b", "a"], axis=1))
+
+
 def test_not_fitted_yet():
     for name in ("transform", "inverse_transform", "reconstruct", "score", "score_samples"):
         with pytest.raises(Exception, match="not fitted") as caught:
@@ -480,6 +545,31 @@ def test_impossible_parameters_are_refused_by_name(name):
         assert not hasattr(model, "codec_")
 
 
+@pytest.mark.parametrize(
+    ("given", "allowed"),
+    [
+        ({"solver": "adam"}, "'auto', 'exact', 'sparse', 'dense' or 'descend' was expected"),
+        ({"scale": "none"}, "'auto', 'standard' or None was expected"),
+        ({"n_components": "3"}, r"an int from 1 on, a number in \(0, 1\), 'auto' or None was expected"),
+        ({"hidden_layer_sizes": 16}, r"a tuple of ints from 1 on, such as .*\(16,\)"),
+        ({"tol": -1}, "a finite number from 0 on was expected"),
+        ({"tied": "yes"}, "True or False was expected"),
+        ({"device": "gpu"}, "'auto', 'cpu'"),
+    ],
+    ids=str,
+)
+def test_what_is_possible_is_said(given, allowed):
+    (name, value) = next(iter(given.items()))
+    with pytest.raises(ValueError, match=re.escape(f"{name}={value!r} is not possible: ") + allowed):
+        make(**given).fit(ROWS)
+
+
+@pytest.mark.parametrize("objective", ["-1 * MSE()", "MSE() + -0.1 * L1()", "MSE() + Cosine(0.1, -0.1, 9) * L1()"])
+def test_what_is_minimised_has_no_negative_part(objective):
+    with pytest.raises(ValueError, match=r"the coefficient of (MSE|L1)\(\) is .*: a negative one rewards"):
+        make(objective=objective).fit(ROWS)
+
+
 def test_an_unknown_part_is_answered_with_a_near_one():
     with pytest.raises(ValueError, match=r"no part called 'MES'; did you mean MSE"):
         make(objective="MES()").fit(ROWS)
@@ -495,6 +585,7 @@ def test_an_unknown_part_is_answered_with_a_near_one():
         ({"objective": "MSE() + 0.1 * KL()"}, r"KL\(\) needs a code in \(0, 1\).*Sigmoid"),
         ({"solver": "exact", "hidden_layer_sizes": (8,)}, r"no closed form.*hidden layers"),
         ({"solver": "exact", "objective": "Huber()", "hidden_layer_sizes": ()}, r"no closed form.*Huber"),
+        ({"solver": "exact", "hidden_layer_sizes": "auto", "code_activation": "Sigmoid()"}, r"no closed form.*Sigmoid"),
         ({"tied": True, "decoder_hidden_layer_sizes": (3,)}, r"tied=True needs a decoder that mirrors"),
         ({"objective": "BCE()"}, r"BCE\(\) needs values in \[0, 1\].*row 0, column 0"),
         ({"objective": "MSE() + BCE()"}, r"supports differ"),

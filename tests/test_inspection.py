@@ -140,7 +140,7 @@ def test_what_is_no_number_is_refused():
         inspect(x)
     with pytest.raises(ValueError, match="text"):
         inspect(np.array([["a", "b"]]))
-    with pytest.raises(ValueError, match="minimum of 2"):
+    with pytest.raises(ValueError, match="2 or more were expected, got 1"):
         inspect(x[:1])
 
 

@@ -55,9 +55,19 @@ def test_empty_cells_and_nulls_are_unseen(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_rows(tmp_path / "x.parquet"), [[1, np.nan], [np.nan, 1]])
 
 
+def test_whole_numbers_that_floats_do_not_hold_are_named(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("a,id\n1,9007199254740993\n2,\n")
+    with pytest.warns(UserWarning, match=r"x\.csv: column 'id' holds whole numbers .* rounded"):
+        read_rows(tmp_path / "x.csv")
+    (tmp_path / "x.csv").write_text("a,id\n1,9007199254740992\n2,\n")
+    read_rows(tmp_path / "x.csv")
+
+
 def test_csv_without_header_is_an_array_and_pandas_numbers_are_a_header(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("1,2\n3,4\n")
     np.testing.assert_array_equal(read_rows(tmp_path / "x.csv"), [[1, 2], [3, 4]])
+    (tmp_path / "x.csv").write_text("1.5,,3\n2,3,\n")
+    np.testing.assert_array_equal(read_rows(tmp_path / "x.csv"), [[1.5, np.nan, 3], [2, 3, np.nan]])
     (tmp_path / "x.csv").write_text("0,1\n3,4\n")
     assert read_rows(tmp_path / "x.csv").column_names == ["0", "1"]
 
@@ -78,6 +88,7 @@ TEXTS = {
     "text.csv": ("a,city\n1,2\n2,Bern\n", "column 'city' holds text, 'Bern' in row 1"),
     "date.csv": ("a,when\n1,2020-01-31\n", "column 'when' holds date32.*'2020-01-31' in row 0"),
     "index.csv": (",a\n0,1\n", "column 0 has no name"),
+    "pandas.csv": (",0,1\n0,3.5,4.5\n", "column 0 has no name"),
     "twice.csv": ("a,a\n0,1\n", "two columns are called 'a'"),
     "ragged.csv": ("a,b\n1,2\n3\n", "can't be read as .csv"),
     "binary.csv": ("a\n\x00\x01", "column 'a' holds text"),

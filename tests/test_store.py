@@ -78,7 +78,7 @@ def same(loaded, model, rows):
     assert bits(loaded, rows) == bits(model, rows)
     for name in ("history_", "loss_curve_", "validation_scores_", "best_loss_", "n_iter_", "n_components_",
                  "pca_score_", "solver_", "n_features_in_"):  # fmt: skip
-        assert getattr(loaded, name) == getattr(model, name), name
+        np.testing.assert_equal(getattr(loaded, name), getattr(model, name), name)
     assert repr(loaded.objective_) == repr(model.objective_)
     assert np.array_equal(loaded.mean_, model.mean_)
 

@@ -252,7 +252,7 @@ def test_a_closed_form_reads_its_rows_once(tmp_path, monkeypatch, small_blocks, 
 
     for module in ("moments", "survey", "scaling", "scaled", "training"):
         monkeypatch.setattr(f"retell.{module}.blocks", counted)
-    for module in ("survey", "scaled", "plan"):
+    for module in ("survey", "scaled"):
         monkeypatch.setattr(f"retell.{module}.take", lambda *_: pytest.fail("rows are read again, by number"))
     model = Autoencoder(4, **LINEAR, **settings).fit(file)
     assert sum(read) == rows.size

@@ -180,7 +180,7 @@ class BatchTopK(Part):
 
     While training, the rows of a batch share k active units a row on average. A row alone is coded with a
     threshold, h = max(a, 0) where a >= θ: while training, θ is the mean over batches of the least active value; after
-    it, the value that leaves k units active a row on average of a sample of the rows.
+    it, a value that leaves k units active a row on average of a sample of the rows.
 
     Parameters
     ----------

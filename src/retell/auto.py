@@ -95,14 +95,20 @@ def warn_identity(codec: Codec, objective: Objective, corruption: Any) -> None:
     A loss holds nothing back, whichever it is, nor do draws that the encoder may make as narrow as it likes.
     """
     kept_back = codec.code_activation.sparse or not isinstance(corruption, Nothing) or penalties(objective)
-    if codec.n_units >= len(codec.centre) and not kept_back:
+    D = len(codec.centre)
+    fewer = "Lower n_components, add" if D > 1 else "Add"
+    if codec.n_units >= D and not kept_back:
         warnings.warn(
-            f"the code has {codec.n_units} units for {len(codec.centre)} columns and nothing holds it back: the"
-            " autoencoder can learn the identity and nothing else. Lower n_components, add a penalty (objective="
+            f"the code has {_counted(codec.n_units, 'unit')} for {_counted(D, 'column')} and nothing holds it back: the"
+            f" autoencoder can learn the identity and nothing else. {fewer} a penalty (objective="
             "'MSE() + 0.001 * L1()'), a corruption ('Mask(0.3)') or a sparse code ('TopK(8)')",
             UserWarning,
             stacklevel=4,
         )
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 def dtype(precision: str, solver: str) -> torch.dtype:
@@ -140,8 +146,12 @@ def hidden_layer_sizes(n: int, D: int) -> tuple[int, int]:
 
 
 def held_out_rows(n: int, fraction: float) -> int:
-    """How many of n rows are held out: the fraction, but at least 40, or a quarter of fewer than 160."""
-    return min(n - 1, max(1, round(fraction * n), min(40, n // 4)))
+    """How many of n rows are held out: the fraction, but at least 40, or a quarter of fewer than 160.
+
+    Never a single one, which does not vary about its own mean, so that its R² says nothing: then there are none.
+    """
+    some = min(n - 1, max(round(fraction * n), min(40, n // 4)))
+    return some if some > 1 else 0
 
 
 def few_active(codec: Codec, batch: int) -> bool:

@@ -427,9 +427,10 @@ class Descent:
         better = loss < self.best_loss - self.recipe.tol * abs(self.best_loss)
         self.stale = 0 if better or not comparable else self.stale + 1
         if not math.isfinite(loss):
+            decay = self.recipe.decay * self.recipe.learning_rate  # of a weight in a step
             warnings.warn(
                 f"training diverged in epoch {self.epoch} (the objective is {loss}): it stopped there and kept what"
-                " was best before; lower learning_rate_init",
+                f" was best before; lower {'weight_decay' if decay > 1 else 'learning_rate_init'}",
                 stacklevel=2,
             )
             self.end = self.step

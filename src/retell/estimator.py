@@ -29,7 +29,7 @@ from retell.parts import Part
 from retell.plan import Parts, Plan, make_plan, plan_on
 from retell.reader import Reader
 from retell.record import record
-from retell.rows.arrays import check_finite, check_kinds, check_support, unmasked
+from retell.rows.arrays import check_finite, check_kinds, check_order, check_support, unmasked
 from retell.rows.blocks import POOL, blocks, release
 from retell.rows.codes import read_codes
 from retell.rows.files import read_rows
@@ -81,8 +81,8 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         Code units K: a number; a share in (0, 1) of the variance that PCA would keep; "auto" is
         max(1, min(32, D // 2)); None is D.
     hidden_layer_sizes : tuple of int or "auto", default="auto"
-        Widths between input and code. () is the linear model. "auto" is () where K >= D or the code is
-        sparse, else (H, H // 2) with H = 4 D, at most 256 and a sixteenth of the rows, at least 16.
+        Widths between input and code. () is the linear model. "auto" is () where K >= D, the code is sparse or
+        `solver` is "exact", else (H, H // 2) with H = 4 D, at most 256 and a sixteenth of the rows, at least 16.
     decoder_hidden_layer_sizes : tuple of int or "mirror", default="mirror"
         Widths between code and output.
     activation : {"relu", "gelu", "silu", "tanh", "sigmoid", "identity"}, default="gelu"
@@ -156,7 +156,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         which is PCA of all rows. A fit is thus not made worse than its start by chance. False trains on every
         row for all of `max_iter` epochs.
     validation_fraction : float, default=0.1
-        At least 40 rows are held out, or a quarter of the rows if there are fewer than 160.
+        At least 40 rows are held out, or a quarter of the rows if there are fewer than 160; none where that is one row.
     n_iter_no_change : int, default=10
     tol : float, default=1e-4
     device : str, default="auto"
@@ -168,7 +168,8 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         covariance of many float32 rows in memory is summed in float64 from float32 products if its leading
         eigenvalues then have six digits, else, and always with "float64" or from a file, from float64 products.
     random_state : int, RandomState or None, default=None
-        The same int gives the same bits. No global generator is touched.
+        The same int gives the same bits, on one machine with one version and number of threads: other numbers of
+        threads add up in another order, and training makes more of the last digit. No global generator is touched.
     verbose : int, default=0
         1 tells on standard error which solver and why, and every epoch.
     start : {"auto", "random"}, default="auto"
@@ -393,7 +394,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         Returns
         -------
         Autoencoder
-            As after `fit`; `loss_curve_` has an entry for every 32 MB of rows.
+            As after `fit`; `loss_curve_` has an entry for every 32 MB of rows, `validation_scores_` has none.
 
         Raises
         ------
@@ -470,7 +471,8 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         Parameters
         ----------
         H : array or frame of shape (N, K), or any of scipy.sparse, or path
-            Of a file as in `fit`, or one of compressed rows that `scipy.sparse.save_npz` has written.
+            Of a file as in `fit`, or one of compressed rows that `scipy.sparse.save_npz` has written. Columns that have
+            the units' names (`get_feature_names_out`) must be in their order.
         out : ndarray of shape (N, D), optional
             As in `transform`.
         """
@@ -481,6 +483,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             assert_all_finite(few.data, input_name="H")
             return self._reader.inverse_sparse(few, _room(out, (few.shape[0], self.n_features_in_), few.data))
         check_kinds(H)
+        check_order(H, self.get_feature_names_out(), "codes")
         if not isinstance(H, Shards):
             H = check_array(H, dtype=(np.float64, np.float32), order="C", ensure_all_finite=False, input_name="H")
         if H.shape[1] != self.n_components_:

@@ -114,7 +114,7 @@ def inspect(X: Any) -> Inspection:
     Raises
     ------
     ValueError
-        For rows that are not finite numbers (NaN apart).
+        For rows that are not finite numbers (NaN apart), or a single one.
 
     Examples
     --------
@@ -132,8 +132,10 @@ def inspect(X: Any) -> Inspection:
     X = unmasked(X)
     check_kinds(X)
     rows: Array = validate_data(
-        reader, X, dtype=(np.float64, np.float32), order="C", ensure_all_finite=False, ensure_min_samples=2
+        reader, X, dtype=(np.float64, np.float32), order="C", ensure_all_finite=False, ensure_min_samples=1
     )
+    if len(rows) < 2:
+        raise ValueError("an inspection compares rows: 2 or more were expected, got 1")
     names = getattr(reader, "feature_names_in_", None)
     sample = spaced(np.arange(len(rows)), min(MOST, max(FEWEST, CELLS // rows.shape[1])))
     found = Moments.of(rows, sample, names, covariance=False, extent=False)

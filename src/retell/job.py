@@ -80,7 +80,7 @@ class Job:
         start = time.monotonic()
         with _resumable(checkpoint):
             with blame(USAGE), _checkpoint_blamed():
-                training = model._begin(settings, parts, rows, checkpoint)
+                training = model._begin(settings, parts, rows, checkpoint, names)
             with _checkpoint_blamed():
                 watch(training, quiet=quiet)
             model._take(training, names)

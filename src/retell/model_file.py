@@ -60,6 +60,8 @@ class Fitted(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """Whether the units' density is one for each."""
     norms: Norms | None = None
     """Of the training rows: low and high quantile, and root mean square, of their scaled norms."""
+    n_held_out: int = 0
+    """Rows that were not fitted to but judge."""
     n_left_out: int = 0
     """Rows that `max_norm` has left out."""
     dialled: str = ""

@@ -45,6 +45,8 @@ class Moments:
     S : ndarray of shape (D, D) or None
         Covariance with weight 1/n; None if it was not asked for, where rows have holes, or squares overflow.
     holes : bool
+    unseen : ndarray of shape (D,)
+        Whether a column has no seen cell.
     kept : ndarray of shape (M, D)
         The rows that were asked for, as given.
     """
@@ -55,6 +57,7 @@ class Moments:
     high: Array
     S: Array | None
     holes: bool
+    unseen: Array
     kept: Array
 
     @classmethod
@@ -87,12 +90,14 @@ class Moments:
         asked = _Asked(keep, names, covariance, extent, np.dtype(products), every)
         kept = np.empty((len(keep), rows.shape[1]), rows.dtype)
         found = _looked(rows, asked, kept)
-        mean, spread, S = found.sums.moments() if found.sound else (*robust_moments(rows), None)
-        if found.sound and not found.sums.safe(spread):
-            mean, spread, S = *robust_moments(rows), None
-        elif found.sound and covariance and every > 1:
+        unseen = np.zeros(rows.shape[1], bool)
+        if found.sound:
+            mean, spread, S = found.sums.moments()
+        if not found.sound or not found.sums.safe(spread):
+            (mean, spread, unseen), S = robust_moments(rows), None
+        elif covariance and every > 1:
             S = _with_variances(found.some.moments()[2], spread**2)
-        return cls(mean, spread, found.low, found.high, S, found.holes, kept)
+        return cls(mean, spread, found.low, found.high, S, found.holes, unseen, kept)
 
     def scaled(self, rows: Array, scaling: Scaling) -> Array:
         """The second moments (D, D) of the scaled rows about the scaling's centre; rows are read only without S."""

@@ -195,9 +195,14 @@ class Objective(Part):
         return any(term.counts_idle for term in self.terms)
 
     def check(self, codec: Codec, corruption: Any) -> None:
-        """Raise ValueError if a term lacks what it needs."""
-        for term in self.terms:
+        """Raise ValueError if a term lacks what it needs, or a coefficient is negative."""
+        for coefficient, term in self.summands:
             term.check(codec)
+            if min(at(coefficient, 0), at(coefficient, math.inf)) < 0:
+                raise ValueError(
+                    f"the coefficient of {term!r} is {coefficient!r}: a negative one rewards what the term measures,"
+                    " without end; a number from 0 on was expected"
+                )
             if term.subtracts and not self.loss_is_of_rows:
                 raise ValueError(
                     f"{term!r} subtracts the decoder's output from the row, which with {self.loss!r} is not the"

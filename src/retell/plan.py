@@ -307,7 +307,8 @@ def build_codec(settings: Settings, parts: Parts, D: int, K: int, widths: Widths
 def _widths(settings: Settings, parts: Parts, n: int, D: int, K: int) -> Widths:
     inner = settings.hidden_layer_sizes
     if inner == "auto":
-        inner = () if K >= D or parts.code_activation.sparse else auto.hidden_layer_sizes(n, D)
+        linear = K >= D or parts.code_activation.sparse or settings.solver == "exact"
+        inner = () if linear else auto.hidden_layer_sizes(n, D)
     assert isinstance(inner, tuple)
     outer = settings.decoder_hidden_layer_sizes
     outer = inner[::-1] if isinstance(outer, str) else outer

@@ -74,6 +74,7 @@ def record(training: Training, columns: list[str] | None) -> Model:
         independent=account.density.diagonal,
         norms=norms_of(seen.x_judged, seen.scaling.centre),
         n_factors=seen.factors.loadings.shape[1],
+        n_held_out=len(plan.held_out),
         n_left_out=training.left_out,
         dialled=training.dialled,
         best_loss=training.best_loss,

@@ -22,7 +22,9 @@ __all__ = ["ROUNDING", "Scaling", "robust_moments", "without_rounding"]
 
 Array = npt.NDArray[Any]
 
-ROUNDING = 1e-18  # the mean of equal numbers is that number, to the bit; their squares about it may leave so much
+ROUNDING = 1e-15  # of the mean: a spread that is no more than a few last digits
+STILL = 1e-9  # of a constant column's mean: its least factor, beside which rounding is nothing
+LARGEST = 1e150  # spreads whose squares, of all rows together, may overflow
 ALIKE = 10.0  # spreads within this factor of the median are taken to share a unit
 
 
@@ -33,7 +35,7 @@ class Scaling:
     Parameters
     ----------
     shift, factor : ndarray of shape (D,)
-        x = (row - shift) / factor; a constant column has factor 1.
+        x = (row - shift) / factor; a constant column has factor 1, or a billionth of its size if that is more.
     centre : ndarray of shape (D,)
         The columns' means in the scaled space: zero unless the rows are left as they are.
     """
@@ -57,7 +59,8 @@ class Scaling:
         bounded : bool, default=False
             The loss has a bounded support: the rows stay as they are.
         """
-        return cls.of(*robust_moments(rows), scale, bounded=bounded)
+        mean, spread, _ = robust_moments(rows)
+        return cls.of(mean, spread, scale, bounded=bounded)
 
     @classmethod
     def of(cls, mean: Array, spread: Array, scale: str | None, *, bounded: bool = False) -> Scaling:
@@ -65,7 +68,7 @@ class Scaling:
         varied = spread > 0
         if bounded:
             return cls(np.zeros_like(mean), np.ones_like(mean), mean)
-        if varied.any() and spread.max() > 1e100:
+        if varied.any() and spread.max() > LARGEST:
             warnings.warn(
                 f"column {int(spread.argmax())} has a standard deviation of {spread.max():.3g}: squares of such "
                 "values overflow; they are computed after scaling",
@@ -79,6 +82,7 @@ class Scaling:
                 factor[:] = unit * np.sqrt(np.mean((spread[varied] / unit) ** 2))
             else:
                 factor[varied] = spread[varied]
+        factor = np.where(varied, factor, np.maximum(factor, STILL * np.abs(mean)))
         return cls(mean, factor, np.zeros_like(mean))
 
     def to(self, rows: Array) -> Array:
@@ -96,19 +100,23 @@ class Scaling:
         return -np.log(self.factor)
 
 
-def robust_moments(rows: Array) -> tuple[Array, Array]:
-    """Mean and standard deviation (D,) of the seen cells, safe from overflow and underflow; reads the rows thrice."""
+def robust_moments(rows: Array) -> tuple[Array, Array, Array]:
+    """Mean and standard deviation (D,) of the seen cells, and whether there are none.
+
+    Safe from overflow and underflow; reads the rows thrice.
+    """
     # np.where before the sums: a column of holes has mean 0, and no warning about empty slices
     tops, counts = zip(*((np.where(seen, np.abs(x), 0.0).max(0), seen.sum(0)) for x, seen in _cells(rows)), strict=True)
-    top, count = np.max(tops, axis=0), np.maximum(np.sum(counts, axis=0), 1)
+    top, seen_cells = np.max(tops, axis=0), np.sum(counts, axis=0)
+    count = np.maximum(seen_cells, 1)
     top = np.where(top > 0, top, 1.0)
     mean = np.sum([np.where(seen, x / top, 0.0).sum(0) for x, seen in _cells(rows)], axis=0) / count
     squares = np.sum([(np.where(seen, x / top - mean, 0.0) ** 2).sum(0) for x, seen in _cells(rows)], axis=0)
-    return mean * top, without_rounding(mean, np.sqrt(squares / count)) * top
+    return mean * top, without_rounding(mean, np.sqrt(squares / count)) * top, seen_cells == 0
 
 
 def without_rounding(mean: Array, spread: Array) -> Array:
-    """The spread, 0 where it is no more than what rounding leaves of a constant column about its mean."""
+    """The spread, 0 where it is no more than rounding."""
     return np.where(spread <= ROUNDING * np.abs(mean), 0.0, spread)
 
 

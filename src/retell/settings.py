@@ -8,20 +8,31 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_type_hints
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 
 __all__ = ["Settings", "as_settings"]
 
+MOST = sys.float_info.max
+
 Auto = Literal["auto"]
-Positive = Annotated[int, msgspec.Meta(ge=1)]
-Share = Annotated[float, msgspec.Meta(gt=0, lt=1)]
-Multiple = Annotated[float, msgspec.Meta(gt=1, le=sys.float_info.max)]
-AboveZero = Annotated[float, msgspec.Meta(gt=0, le=sys.float_info.max)]
-FromZero = Annotated[float, msgspec.Meta(ge=0, le=sys.float_info.max)]
-Device = Annotated[str, msgspec.Meta(pattern="^(auto|cpu|mps|(cuda|xpu)(:[0-9]+)?)$")]
-Widths = tuple[Positive, ...]
+Positive = Annotated[int, msgspec.Meta(ge=1, description="an int from 1 on")]
+Share = Annotated[float, msgspec.Meta(gt=0, lt=1, description="a number in (0, 1)")]
+Multiple = Annotated[float, msgspec.Meta(gt=1, le=MOST, description="a finite number above 1")]
+AboveZero = Annotated[float, msgspec.Meta(gt=0, le=MOST, description="a finite number above 0")]
+FromZero = Annotated[float, msgspec.Meta(ge=0, le=MOST, description="a finite number from 0 on")]
+Count = Annotated[int, msgspec.Meta(ge=0, description="an int from 0 on")]
+Device = Annotated[
+    str,
+    msgspec.Meta(
+        pattern="^(auto|cpu|mps|(cuda|xpu)(:[0-9]+)?)$", description="'auto', 'cpu', 'mps', 'cuda', 'cuda:1', 'xpu'"
+    ),
+]
+Widths = Annotated[
+    tuple[Positive, ...], msgspec.Meta(description="a tuple of ints from 1 on, such as (64, 32), (16,) or ()")
+]
 
 
 @dataclass(frozen=True)
@@ -88,8 +99,8 @@ class Settings:
     precision: Auto | Literal["bfloat16", "float32", "float64"] = "auto"
     """Arithmetic; bfloat16 = products only; auto = float64 for closed forms, else by size and processor."""
     random_state: int | None = None
-    """Seed; the same seed gives the same bits."""
-    verbose: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Seed; the same seed gives the same bits, on one machine with as many threads."""
+    verbose: Count = 0
     """1 reports the solver and every few epochs."""
 
 
@@ -99,7 +110,7 @@ def as_settings(values: Mapping[str, Any]) -> Settings:
     Raises
     ------
     ValueError
-        For an unknown name, a wrong type or a value out of range; the message names the parameter.
+        For an unknown name, a wrong type or a value out of range; the message names the parameter and what it may be.
     """
     unknown = values.keys() - Settings.__dataclass_fields__.keys()
     if unknown:
@@ -108,9 +119,21 @@ def as_settings(values: Mapping[str, Any]) -> Settings:
     for name, value in values.items():
         try:
             checked[name] = msgspec.convert(_plain(value), _TYPES[name])
-        except msgspec.ValidationError as error:
-            raise ValueError(f"{name}={value!r} is not possible: {error}".replace("Expected", "expected")) from None
+        except msgspec.ValidationError:
+            *others, last = _words(_TYPES[name])
+            allowed = f"{', '.join(others)} or {last}" if others else last
+            raise ValueError(f"{name}={value!r} is not possible: {allowed} was expected") from None
     return Settings(**checked)
+
+
+def _words(kind: Any) -> list[str]:
+    """What values of a parameter's type are, one kind after the other."""
+    if get_origin(kind) in (Union, UnionType):
+        return [word for one in get_args(kind) for word in _words(one)]
+    if get_origin(kind) is Literal:
+        return [repr(value) for value in get_args(kind)]
+    known = {bool: "True or False", int: "an int", str: "text", NoneType: "None"}
+    return [known[kind] if kind in known else kind.__metadata__[0].description]
 
 
 def _plain(value: Any) -> Any:

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from retell.activations import Identity, ReLU
+from retell.activations import BatchTopK, Identity, ReLU
 from retell.codec import Codec
 from retell.dials import many
 from retell.networks import Affine, Net
 from retell.objective import mean
+from retell.parts import part_of
 
 __all__ = ["counts", "fill_random", "fill_start", "observe"]
 
@@ -95,12 +96,19 @@ def counts(codec: Codec) -> bool:
 
 @torch.no_grad()
 def observe(codec: Codec, x: Tensor) -> None:
-    """Let σ count afresh what it counts, on rows (N, D) alone: thresholds, before the first step and after the last."""
-    for counted in codec.code_activation.buffers():
+    """Let σ count afresh what it counts, on rows (N, D) alone: thresholds, before the first step and after the last.
+
+    BatchTopK's is half-way to the largest value that is not active: rounding does not decide about these rows.
+    """
+    squash: Any = codec.code_activation
+    for counted in squash.buffers():
         counted.zero_()
-    few = _few(x, codec.n_units)
-    codec.train().code_activation.observe(codec(few.to(codec.centre)))
+    p = codec.train()(_few(x, codec.n_units).to(codec.centre))
+    squash.observe(p)
     codec.train(False)
+    if isinstance(part_of(squash), BatchTopK):
+        below = torch.where(p.a < squash.threshold, p.a, 0.0).amax().clamp(min=0)
+        squash.threshold.copy_((squash.threshold + below) / 2)
 
 
 def _few(x: Tensor, n_units: int) -> Tensor:

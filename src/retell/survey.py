@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +19,7 @@ from retell.factors import MANY, Factors
 from retell.known import FORGETFUL, Known
 from retell.metrics import explained_variance, share
 from retell.moments import Moments
-from retell.rows.arrays import check_support
+from retell.rows.arrays import check_support, column_label
 from retell.rows.blocks import blocks, in_memory, spaced, take
 from retell.scaled import Rows
 from retell.scaling import Scaling
@@ -143,7 +144,7 @@ def survey(
     Raises
     ------
     ValueError
-        If a cell is infinite or outside the loss's support.
+        If a cell is infinite or outside the loss's support, or none holds a value.
     """
     wanted, loss = _Wanted.of(settings, parts, rows), parts.objective.loss
     bounded = bool(np.isfinite(loss.support).any())
@@ -154,6 +155,8 @@ def survey(
                     np.nanmax(found.high, initial=-np.inf) > loss.support[1]):  # fmt: skip
         for start, block in blocks(rows):
             check_support(block, loss.support, loss, names, first=start)
+    if settled is None:
+        _check_seen(found, names)
     scaling = Scaling.of(found.mean, found.spread, settings.scale, bounded=bounded) if settled is None else settled[0]
     old = settled[1] if settled is not None and settled[1].loadings.size else None
     if found.holes:
@@ -169,6 +172,21 @@ def survey(
         spectrum = Spectrum.of(again.scaled(rows, scaling), wanted.n_axes)
     factors = old or _factors(spectrum, wanted.n_factors)
     return Survey(rows, False, scaling, spectrum, factors, judged, found.kept, known)
+
+
+def _check_seen(found: Moments, names: Any) -> None:
+    """Refuse rows without any value; a column without one is worth a warning."""
+    unseen = np.flatnonzero(found.unseen)
+    if len(unseen) == len(found.mean):
+        raise ValueError("no cell of the rows holds a value: there is nothing to learn from")
+    if len(unseen):
+        called = ", ".join(column_label(int(j), names) for j in unseen[:3]) + (" ..." if len(unseen) > 3 else "")
+        warnings.warn(
+            f"{len(unseen)} of the {len(found.mean)} columns hold no value ({called}): nothing is learned of them, and"
+            " their reconstruction is 0",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def asked(settings: Settings, parts: Any, rows: Array) -> Hashable:

@@ -39,7 +39,7 @@ def facts(model: Autoencoder) -> dict[str, str]:
         said["left out"] = f"{fitted.n_left_out:,} rows by max_norm = {settings.max_norm:g}"
     if fitted.dialled:
         said["dialled"] = fitted.dialled
-    judged = "held-out variance" if settings.early_stopping or fitted.dialled else "training variance"
+    judged = "held-out variance" if fitted.n_held_out else "training variance"
     return said | {
         "trained": epochs,
         "explained": f"{share(fitted.score)} of {judged} (PCA, {model.n_components_} units: {share(fitted.pca_score)})",

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["check_finite", "check_kinds", "check_support", "column_label", "unmasked"]
+__all__ = ["check_finite", "check_kinds", "check_order", "check_support", "column_label", "unmasked", "warn_rounded"]
 
 Array = npt.NDArray[Any]
 
 KINDS = {"M": "dates", "m": "durations", "c": "complex numbers", "U": "text", "S": "bytes", "T": "text", "V": "records"}
+LONG = ("int64", "uint64")
+EXACT = 2**53  # up to which all whole numbers are floats
 
 
 def unmasked(X: Any) -> Any:
@@ -31,13 +34,19 @@ def check_kinds(X: Any) -> None:
         If an array or a column of a frame holds dates, durations, text, complex numbers or records.
     """
     if hasattr(X, "columns") and hasattr(X, "dtypes"):
-        for name, dtype in zip(X.columns, X.dtypes, strict=True):
+        for j, (name, dtype) in enumerate(zip(X.columns, X.dtypes, strict=True)):
+            if str(dtype).lower().split("[")[0] in LONG:
+                column = X.iloc[:, j].dropna() if hasattr(X, "iloc") else X[name].drop_nulls()
+                warn_rounded(f"column {name!r}", *((column.min(), column.max()) if len(column) else (0, 0)))
             if _kind(dtype) not in "biuf":
                 raise ValueError(
                     f"column {name!r} holds {_describe(dtype)}, numbers were expected: encode it or leave it out"
                 )
         return
     dtype = getattr(X, "dtype", None)
+    if isinstance(X, np.ndarray) and str(dtype) in LONG and X.ndim == 2 and X.size:
+        for j, (low, high) in enumerate(zip(X.min(0), X.max(0), strict=True)):
+            warn_rounded(f"column {j}", low, high)
     if isinstance(dtype, np.dtype) and dtype.kind in KINDS:
         # scikit-learn's own words for complex rows and text, which its users may match
         known = {"c": "Complex data not supported. ", "U": "could not convert string to float. "}.get(dtype.kind, "")
@@ -48,6 +57,28 @@ def check_kinds(X: Any) -> None:
                 raise ValueError(
                     f"X holds text: could not convert string to float: {value!r} in row {row}, column {column}"
                 )
+
+
+def check_order(X: Any, expected: Any, called: str) -> None:
+    """Refuse a frame whose columns have the expected names in another order; other names are taken as they come."""
+    names = list(getattr(X, "column_names", getattr(X, "columns", ())))
+    if len(names) == len(expected) and names != list(expected) and set(names) == set(expected):
+        j = next(j for j, (name, right) in enumerate(zip(names, expected, strict=True)) if name != right)
+        raise ValueError(
+            f"the columns of these {called} are in another order: column {j} is {names[j]!r}, {expected[j]!r} was"
+            " expected"
+        )
+
+
+def warn_rounded(name: str, low: Any, high: Any) -> None:
+    """Warn where whole numbers of a column, from low to high, are beyond those that float64 tells apart."""
+    if max(-int(low), int(high)) > EXACT:
+        warnings.warn(
+            f"{name} holds whole numbers from {low} to {high}, which are rounded: beyond 2**53 floats do not tell them"
+            " apart. Leave it out if it only names rows, else subtract the least",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def check_finite(X: Array, names: Any = None, *, called: str = "X", first: int = 0) -> None:

@@ -13,6 +13,7 @@ from zipfile import BadZipFile
 import numpy as np
 import numpy.typing as npt
 
+from retell.rows.arrays import warn_rounded
 from retell.rows.blocks import POOL
 from retell.rows.mapped import map_npy, map_npz
 from retell.rows.shards import open_folder, open_tensor
@@ -160,7 +161,8 @@ def _read_csv(path: Path) -> Any:
     try:
         names = csv.open_csv(path).schema.names
         # A first row of numbers is a row, unless it counts 0, 1, 2 ... as pandas does for columns without names.
-        bare = all(_is_number(name) for name in names) and names != [str(i) for i in range(len(names))]
+        filled = [name for name in names if name.strip()]  # a row may have holes, and an index no name
+        bare = all(map(_is_number, filled)) and filled != [str(i) for i in range(len(filled))]
         table = csv.read_csv(path, read_options=csv.ReadOptions(autogenerate_column_names=bare))
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path} can't be read as .csv: {error}") from None
@@ -193,6 +195,9 @@ def _as_floats(table: Any, path: Path) -> Any:
         if not (pa.types.is_floating(kind) and kind.bit_width >= 32):
             if not _is_numeric(pa, kind):
                 raise ValueError(f"{path}: {_strange(name, column)}; numbers were expected: encode it or leave it out")
+            if pa.types.is_integer(kind) and kind.bit_width == 64:
+                extent = _pyarrow("compute").min_max(column).as_py()
+                warn_rounded(f"{path}: column {name!r}", extent["min"] or 0, extent["max"] or 0)
             column = column.cast(pa.float64(), safe=False)
         columns.append(column.fill_null(float("nan")))
     return pa.table(columns, names=names)
