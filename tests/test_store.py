@@ -5,6 +5,7 @@ import ctypes
 import hashlib
 import json
 import os
+import pickle
 import random
 import re
 import shutil
@@ -552,6 +553,18 @@ def test_the_weights_of_another_model_are_refused(rows, tmp_path):
 def test_a_model_file_error_is_a_value_error():
     assert issubclass(ModelFileError, ValueError)
     assert issubclass(CheckpointError, ValueError)
+
+
+@pytest.mark.parametrize("given", [{}, {"hidden_layer_sizes": ()}, {"code_activation": "TopK(2)"}], ids=str)
+@pytest.mark.parametrize("method", ["transform", "reconstruct", "score", "score_samples", "partial_fit"])
+def test_what_was_used_can_be_pickled(rows, method, given):
+    """As joblib does with a pipeline that has been scored, and to give it to other processes."""
+    model = Autoencoder(3, random_state=0, max_iter=2, **given).fit(rows)
+    getattr(model, method)(rows)
+    model.transform(rows)
+    again = pickle.loads(pickle.dumps(model))
+    assert bits(again, rows) == bits(model, rows)
+    assert bits(again.partial_fit(rows), rows) == bits(model.partial_fit(rows), rows)
 
 
 # --- no pickle, no code

@@ -148,7 +148,8 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         to 400, where the start is far off (a random one, a sparse code, K > D); enough for 500, from 10 to 400, for
         large sparse dictionaries. More give lower errors, slowly.
     max_time : float or None, default=None
-        Most seconds. The only setting that reads a clock; the model records it.
+        Most seconds, looked at after each epoch, of which there is one at least. The only setting that reads a clock;
+        the model records it.
     early_stopping : bool, default=True
         Hold out `validation_fraction` of the rows; when the objective on them has not improved, by `tol`
         relative, for `n_iter_no_change` epochs, anneal the learning rate and stop; keep the best epoch if the

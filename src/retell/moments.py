@@ -224,7 +224,7 @@ class _Sums:
             if len(block) > len(self.room):
                 self.room = np.empty(block.shape, self.products)
             x = np.subtract(block, about, out=self.room[: len(block)])
-            if self.products == np.float64:  # the first mean has lost digits where it is far from zero
+            if block.dtype == np.float64:  # whose first mean has lost digits where it is far from zero
                 mean = about + np.einsum("nd->d", x) / len(x)
             self._multiply(x)
         still = np.flatnonzero((np.diag(self.within) if self.covariance else self.within) == 0)

@@ -49,6 +49,10 @@ class Reader:
         self.codec, self.objective, self.scaling = codec, objective, scaling
         self.unit: Array | float = codec.rms.double().cpu().numpy() if isinstance(constraint, UnitRMS) else 1.0
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the copies of the codec, which hold functions that can't be pickled and are soon made again."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("inference", "own")}
+
     @cached_property
     def inference(self) -> Inference:
         """For rows in the scaled space."""
