@@ -15,7 +15,7 @@ from retell.findings import Diagnosis, Finding, percent
 from retell.moments import Moments
 from retell.recovery import twins
 from retell.report.summary import aligned
-from retell.rows.arrays import check_kinds, column_label, unmasked
+from retell.rows.arrays import check_kinds, column_labels, unmasked
 from retell.rows.blocks import blocks, spaced
 from retell.scaling import Scaling
 
@@ -239,15 +239,9 @@ def _findings(known: Inspection, heavy: float, names: Any) -> Iterator[Finding]:
         ("duplicate", known.duplicates[:, 0], "repeat another", "leave them out: what is there twice counts twice"),
     ):
         if len(columns):
-            said = f"{len(columns):,} of the {D:,} columns {words} ({_called(columns, names)})"
+            said = f"{len(columns):,} of the {D:,} columns {words} ({column_labels(columns, names)})"
             yield Finding(f"{kind} columns", {"columns": float(len(columns))}, said, remedy)
     if known.holes > HOLED:
         said = f"{percent(known.holes)} of the cells were not seen"
         remedy = "leave out columns of which little is seen; corruption='Mask(0.3)' teaches a net to do without cells"
         yield Finding("many holes", {"share": known.holes}, said, remedy)
-
-
-def _called(columns: Array, names: Any) -> str:
-    """The first few, as a person calls them."""
-    said = ", ".join(column_label(int(column), names) for column in columns[:3])
-    return said if len(columns) <= 3 else f"{said} ..."

@@ -19,7 +19,7 @@ from retell.factors import MANY, Factors
 from retell.known import FORGETFUL, Known
 from retell.metrics import explained_variance, share
 from retell.moments import Moments
-from retell.rows.arrays import check_support, column_label
+from retell.rows.arrays import check_support, column_labels
 from retell.rows.blocks import blocks, in_memory, spaced, take
 from retell.scaled import Rows
 from retell.scaling import Scaling
@@ -180,10 +180,9 @@ def _check_seen(found: Moments, names: Any) -> None:
     if len(unseen) == len(found.mean):
         raise ValueError("no cell of the rows holds a value: there is nothing to learn from")
     if len(unseen):
-        called = ", ".join(column_label(int(j), names) for j in unseen[:3]) + (" ..." if len(unseen) > 3 else "")
         warnings.warn(
-            f"{len(unseen)} of the {len(found.mean)} columns hold no value ({called}): nothing is learned of them, and"
-            " their reconstruction is 0",
+            f"{len(unseen)} of the {len(found.mean)} columns hold no value ({column_labels(unseen, names)}): nothing is"
+            " learned of them, and their reconstruction is 0",
             UserWarning,
             stacklevel=3,
         )

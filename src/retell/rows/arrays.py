@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["check_finite", "check_kinds", "check_order", "check_support", "column_label", "unmasked", "warn_rounded"]
+__all__ = [
+    "check_finite", "check_kinds", "check_order", "check_support", "column_label", "column_labels", "unmasked",
+    "warn_rounded",
+]  # fmt: skip
 
 Array = npt.NDArray[Any]
 
@@ -109,6 +112,12 @@ def check_support(X: Array, support: tuple[float, float], loss: Any, names: Any 
 def column_label(column: int, names: Any = None) -> str:
     """How a message calls a column."""
     return f"column {column}" if names is None else f"column {column} ({names[column]!r})"
+
+
+def column_labels(columns: Array, names: Any = None) -> str:
+    """How a message calls columns: the first few of them."""
+    said = ", ".join(column_label(int(column), names) for column in columns[:3])
+    return said if len(columns) <= 3 else f"{said} ..."
 
 
 def _kind(dtype: Any) -> str:
