@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits, load_wine
+from sklearn.decomposition import PCA
 
 from retell import Autoencoder, Identity, Sigmoid, TopK
 from retell.codec import Codec
@@ -272,20 +273,19 @@ def test_completed_rows_have_their_own_bits(dtype):
 
 
 @pytest.mark.parametrize("given", [{}, {"hidden_layer_sizes": ()}, {"code_activation": "TopK(3)"}], ids=str)
-def test_one_row_takes_a_millisecond(given):
+def test_one_row_costs_as_much_as_five_of_pca(given):
+    """Beside each other, for other processes may have the core."""
     x = load_digits().data
     model = Autoencoder(**{"n_components": 16, "max_iter": 1, "random_state": 0, **given}).fit(x)
-    medians = []
-    for _ in range(10):  # another process may have the core: the quietest of ten counts
-        seconds = []
-        for i in range(40):
+    pca = PCA(16, random_state=0).fit(x)
+    seconds: list[list[float]] = [[], []]
+    for i in range(200):
+        for it, taken in zip((model, pca), seconds, strict=True):
             before = time.perf_counter()
-            model.transform(x[i : i + 1])
-            seconds.append(time.perf_counter() - before)
-        medians.append(statistics.median(seconds))
-        if medians[-1] <= 1e-3:
-            break
-    assert min(medians) <= 1e-3
+            it.transform(x[i : i + 1])
+            taken.append(time.perf_counter() - before)
+    ours, theirs = map(statistics.median, seconds)
+    assert ours <= 5 * theirs
 
 
 def test_threads_are_given_back(rows):

@@ -6,6 +6,7 @@ from sklearn.datasets import load_breast_cancer, load_digits, load_wine
 from sklearn.decomposition import PCA
 
 from retell import Autoencoder, auto
+from retell.report.summary import facts
 
 
 def halves(load, seed=0):
@@ -38,6 +39,9 @@ def test_better_than_pca_where_rows_are_many():
     model = Autoencoder(4, random_state=0).fit(train)
     assert error(test, model.reconstruct(test)) < 0.7 * linear
     assert model.validation_scores_[-1] > model.pca_score_
+    assert (
+        model.history_["held-out MSE"][model.best_iter_ - 1] == model.best_loss_ == min(model.history_["held-out MSE"])
+    )
 
 
 def test_noise_without_structure_is_left_to_pca():
@@ -47,6 +51,8 @@ def test_noise_without_structure_is_left_to_pca():
     fresh = np.random.default_rng(1).normal(size=(400, 10))
     linear = error(fresh, pca.inverse_transform(pca.transform(fresh)))
     assert error(fresh, model.reconstruct(fresh)) == pytest.approx(linear, rel=1e-5)
+    assert model.best_iter_ == 0
+    assert facts(model)["trained"] == f"{model.n_iter_} epochs, none better than the start, which was kept"
 
 
 def test_far_outside_the_training_rows_the_net_goes_on_as_its_linear_path():
@@ -70,7 +76,8 @@ def test_diverging_training_warns_and_keeps_what_was_good():
 
 def test_max_time_stops_the_fit_and_is_recorded(tmp_path):
     model = Autoencoder(4, random_state=0, max_time=1e-6).fit(load_digits().data)
-    assert model.n_iter_ == 1
+    assert model.n_iter_ == len(model.loss_curve_) == len(model.validation_scores_) == 1
+    assert facts(model)["trained"].startswith("1 epoch, ended by max_time = 1e-06 s")
     model.save(tmp_path / "m")
     assert 'stopped_by = "max_time"' in (tmp_path / "m" / "model.toml").read_text()
 

@@ -42,6 +42,7 @@ def print_of(model):
     for name, value in sorted(model.codec_.state_dict().items()):
         digest.update(name.encode() + value.numpy().tobytes())
     record = [model.loss_curve_, model.validation_scores_, model.history_, model.best_loss_, model.n_iter_]
+    record.append(model.best_iter_)
     return digest.hexdigest() + json.dumps(record)
 
 
@@ -235,6 +236,32 @@ def test_an_error_in_the_callers_loop_keeps_the_last_epoch(rows, tmp_path, monke
                 1 / 0  # noqa: B018
     # the generator is closed when the loop's frame lets go of it
     assert int(read_checkpoint(tmp_path)[1]["numbers"][0]) == 5
+
+
+@pytest.mark.parametrize("solver", ["descend", "dense"])
+def test_a_clock_ends_an_epoch_between_two_steps_and_the_fit_goes_on_from_the_one_before(
+    rows, tmp_path, monkeypatch, solver
+):
+    monkeypatch.setattr(retell.training, "EVERY", 1e9)
+    seconds, steps = itertools.count(), itertools.count()
+    kind = retell.solvers.dense.Dense if solver == "dense" else retell.descend.Descent
+    real = kind.one_step
+
+    def counted(self, *args):
+        next(steps)
+        return real(self, *args)
+
+    model = make("hidden").set_params(batch_size=16, solver=solver)
+    whole = print_of(clone(model).fit(rows))
+    with monkeypatch.context() as patch:
+        patch.setattr(retell.training.time, "monotonic", lambda: float(next(seconds)))
+        patch.setattr(kind, "one_step", counted)
+        stopped = clone(model).set_params(max_time=40).fit(rows, checkpoint=tmp_path)
+    n = next(steps)
+    assert n % 9, "the clock has ended an epoch, of nine steps of 138 rows, before its end"
+    assert stopped.n_iter_ == n // 9 + 1 == len(stopped.loss_curve_) == len(stopped.validation_scores_)
+    assert int(read_checkpoint(tmp_path)[1]["numbers"][0]) == n // 9
+    assert print_of(model.fit(rows, checkpoint=tmp_path)) == whole
 
 
 def test_no_checkpoint_is_written_without_being_asked(rows, tmp_path, monkeypatch):

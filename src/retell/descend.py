@@ -184,7 +184,8 @@ class Descent:
         self.epoch = self.step = self.stale = 0
         self.anneal_from = self.end = math.inf  # steps; finite once the held-out rows have stopped improving
         self.best_loss = math.inf
-        self.best = self._copy()
+        self.best, self.kept = self._copy(), 0  # the best parameters, and of which epoch they are; 0 is the start
+        self.stopped = False
         self.first: dict[str, Tensor] | None = None  # the start, where a better epoch must be so beyond doubt
         self.first_rows = self.best_rows = torch.zeros(0)
         self.batches: Batches | InStep = Batches()
@@ -218,6 +219,10 @@ class Descent:
                 self.anneal_from, self.end = self.step, self.step + TAIL * self._steps(x)
             yield epoch._replace(finished=self.step >= self.end)
 
+    def stop(self) -> None:
+        """End with the step that is being taken: its epoch is one of the rows so far."""
+        self.stopped, self.end = True, self.step
+
     def one_epoch(self, x: Tensor, *, constant_rate: bool = False) -> dict[str, float]:
         """One step per batch, batches of equal size, in the order of (seed, epoch)."""
         return outcome(self.stepping(x, constant_rate=constant_rate))
@@ -236,13 +241,15 @@ class Descent:
                 table[len(sizes)] = torch.stack(self.one_step(rows, noise, rate))
                 sizes.append(rows.shape[0])
                 yield
+                if self.stopped:
+                    break
         finally:  # an interrupt too leaves a codec that reads each row alone
             self.codec.train(False)
             self.dial.rest()
         for moments in self.moments.values():  # those of a dead unit decay to numbers that are slow, and stay
             torch.hardshrink(moments.mean, NOTHING, out=moments.mean)
         self.epoch += 1
-        means = torch.tensor(sizes, dtype=torch.float64) @ table.cpu() / len(x)
+        means = torch.tensor(sizes, dtype=torch.float64) @ table[: len(sizes)].cpu() / sum(sizes)
         return dict(zip(self.recipe.objective.names, means.tolist(), strict=True))
 
     def one_step(self, x: Tensor, noise: torch.Generator, rate: float) -> list[Tensor]:
@@ -379,7 +386,7 @@ class Descent:
         doubt = self.recipe.sure * float(gain.std()) / math.sqrt(len(gain)) if len(gain) > 1 else 0.0
         accepted = bool(self.dial) or not len(gain) or float(gain.mean()) > doubt
         if not accepted:
-            self.best_loss = float(self.first_rows.mean())
+            self.best_loss, self.kept = float(self.first_rows.mean()), 0
         with torch.no_grad():
             self.codec.load_state_dict(self.best if accepted or self.first is None else self.first)
 
@@ -393,14 +400,20 @@ class Descent:
             for name, p in self.parameters.items()
             for moment, value in self.moments[p]._asdict().items()
         }
-        numbers = [self.epoch, self.step, self.stale, self.anneal_from, self.end, self.best_loss, *self.dial.state()]
+        counts = [self.epoch, self.kept, self.step, self.stale]
+        numbers = [*counts, self.anneal_from, self.end, self.best_loss, *self.dial.state()]
         weights = {
             f"{kind}/{name}": value.clone()  # best may be first, and a file holds each on its own
             for kind, values in (("codec", self.codec.state_dict()), ("best", self.best), ("first", self.first or {}))
             for name, value in values.items()
         }
         rows = {"first_rows": self.first_rows.clone(), "best_rows": self.best_rows.clone()}
-        return {**weights, **moments, **rows, "numbers": torch.tensor(numbers, dtype=torch.float64)}
+        return {
+            **weights,
+            **moments,
+            **rows,
+            "numbers": torch.tensor(numbers, dtype=torch.float64),
+        }
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take up a state that `state` gave."""
@@ -415,10 +428,10 @@ class Descent:
             for moment, value in self.moments[p]._asdict().items():
                 value.copy_(state[f"{moment}/{name}"])
         self.first_rows, self.best_rows = state["first_rows"], state["best_rows"]
-        epoch, step, stale, self.anneal_from, self.end, self.best_loss, *dial = state["numbers"].tolist()
+        epoch, kept, step, stale, self.anneal_from, self.end, self.best_loss, *dial = state["numbers"].tolist()
         self.dial.load(dial)
         self.recipe = replace(self.recipe, objective=self.dial.objective)
-        self.epoch, self.step, self.stale = int(epoch), int(step), int(stale)
+        self.epoch, self.kept, self.step, self.stale = int(epoch), int(kept), int(step), int(stale)
 
     def _judge(self, terms: dict[str, float], judged: Judgement | None) -> Epoch:
         held_out, score = ({}, None) if judged is None else (judged.terms, judged.score)
@@ -459,6 +472,7 @@ class Descent:
         """These parameters are the best so far."""
         if self.best is self.first:
             self.best = self._copy()
+        self.kept = self.epoch
         for name, value in self.codec.state_dict().items():
             self.best[name].copy_(value)
 

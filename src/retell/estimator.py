@@ -148,8 +148,8 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         to 400, where the start is far off (a random one, a sparse code, K > D); enough for 500, from 10 to 400, for
         large sparse dictionaries. More give lower errors, slowly.
     max_time : float or None, default=None
-        Most seconds, looked at after each epoch, of which there is one at least. The only setting that reads a clock;
-        the model records it.
+        Most seconds, looked at after each step, of which there is one at least: the epoch then ends there. The only
+        setting that reads a clock; the model records it.
     early_stopping : bool, default=True
         Hold out `validation_fraction` of the rows; when the objective on them has not improved, by `tol`
         relative, for `n_iter_no_change` epochs, anneal the learning rate and stop; keep the best epoch if the
@@ -199,6 +199,8 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         R² of the held-out rows, each epoch; empty without early stopping.
     best_loss_ : float
         The least objective, on held-out rows with early stopping.
+    best_iter_ : int
+        The epoch whose parameters were kept, counted from 1; 0 where none was better than the start.
     history_ : dict of str to list of float
         Each term by name, each epoch.
     pca_score_ : float
@@ -836,7 +838,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         self.__dict__.pop("feature_names_in_", None)
         if model.fitted.columns is not None:
             self.feature_names_in_ = np.array(model.fitted.columns, dtype=object)
-        for name in ("n_components", "n_iter", "best_loss", "pca_score", "loss_curve", "validation_scores",
+        for name in ("n_components", "n_iter", "best_iter", "best_loss", "pca_score", "loss_curve", "validation_scores",
                      "history", "solver", "n_left_out", "dialled"):  # fmt: skip
             setattr(self, f"{name}_", getattr(model.fitted, name))
 

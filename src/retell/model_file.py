@@ -47,6 +47,8 @@ class Fitted(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     dtype: str
     seed: int
     n_iter: int
+    best_iter: int | None = None
+    """The epoch whose parameters were kept, counted from 1; 0 for the start."""
     n_rows: int = 0
     """Rows that it has come from."""
     stopped_by: str = ""

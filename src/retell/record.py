@@ -68,6 +68,7 @@ def record(training: Training, columns: list[str] | None) -> Model:
         dtype=str(plan.codec.centre.dtype).removeprefix("torch."),
         seed=plan.seed,
         n_iter=len(epochs),
+        best_iter=training.best_iter,
         n_rows=training.n_rows,
         stopped_by=training.stopped_by,
         filler=_filler(plan, account),
@@ -100,6 +101,7 @@ def _after(before: Model, model: Model) -> Model:
     fitted = replace(
         now,
         n_iter=was.n_iter + now.n_iter,
+        best_iter=was.n_iter + now.n_iter,
         n_rows=was.n_rows + now.n_rows,
         n_left_out=was.n_left_out + now.n_left_out,
         norms=joined(was.norms, now.norms, share),

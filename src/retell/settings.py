@@ -85,7 +85,7 @@ class Settings:
     max_iter: Positive | Auto = "auto"
     """Most epochs."""
     max_time: AboveZero | None = None
-    """Most seconds, looked at after each epoch; the only setting that makes a fit depend on a clock."""
+    """Most seconds, looked at after each step; the only setting that makes a fit depend on a clock."""
     early_stopping: bool = True
     """Hold rows out, stop when they stop improving, keep the best."""
     validation_fraction: Share = 0.1

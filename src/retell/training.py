@@ -70,6 +70,8 @@ class Training:
     stopped_by : {"", "max_time"}
     best_loss : float
         The least objective so far.
+    best_iter : int
+        The epoch whose parameters are kept, counted from 1; 0 for the start.
     """
 
     def __init__(
@@ -105,6 +107,10 @@ class Training:
     def best_loss(self) -> float:
         return self.history[-1].loss if self.plan.solver == "exact" else self.descent.best_loss
 
+    @property
+    def best_iter(self) -> int:
+        return 1 if self.plan.solver == "exact" else self.descent.kept
+
     def epochs(self) -> Generator[Epoch, None, None]:
         """Run to the end; the codec then holds the best epoch."""
         with closing(self.course()) as course:
@@ -131,22 +137,24 @@ class Training:
         judging = len(held_out) and plan.settings.early_stopping
         identity = self._resume()
         state, written = None, time.monotonic()
+        most = math.inf if plan.settings.max_time is None else plan.settings.max_time
         try:
             for epoch in self.descent.course(x, held_out if judging else None):
-                if epoch is None:
-                    yield None
-                    continue
-                self.history.append(epoch)
-                self._say(epoch)
-                if self.checkpoint is not None:
-                    state = self.descent.state()
-                    if time.monotonic() - written >= EVERY:
-                        self._write(identity, state)
-                        state, written = None, time.monotonic()
+                if epoch is not None:
+                    self.history.append(epoch)
+                    self._say(epoch)
+                    if self.checkpoint is not None and not self.stopped_by:  # an epoch cut short is none to go on from
+                        state = self.descent.state()
+                        if time.monotonic() - written >= EVERY:
+                            self._write(identity, state)
+                            state, written = None, time.monotonic()
                 yield epoch
-                if plan.settings.max_time is not None and time.monotonic() - start >= plan.settings.max_time:
+                if not self.stopped_by and self.descent.step and time.monotonic() - start >= most:
                     self.stopped_by = "max_time"
-                    break
+                    if state is not None:
+                        self._write(identity, state)
+                        state = None
+                    self.descent.stop()
         except BaseException:  # an interrupt too: what has been learned is kept
             if state is not None:
                 self._write(identity, state)
@@ -203,7 +211,7 @@ class Training:
         self.plan.judge_by(self.sample.rows, anew=anew)
         loss = sum(terms.values())
         self.history.append(Epoch(self.descent.epoch, terms, {}, None, loss, True, False))
-        self.descent.best_loss = min(loss, self.descent.best_loss)
+        self.descent.best_loss, self.descent.kept = min(loss, self.descent.best_loss), self.descent.epoch
 
     def _exact(self) -> Epoch:
         plan, codec, seen = self.plan, self.plan.codec, self.plan.survey

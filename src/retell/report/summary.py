@@ -32,7 +32,9 @@ def facts(model: Autoencoder) -> dict[str, str]:
         said["constraint"] = fitted.constraint
     if fitted.origin:
         return said | {"from": f"{fitted.origin}; it has seen no rows"}
-    epochs = "closed form" if fitted.solver == "exact" else f"{fitted.n_iter:,} epochs"
+    epochs = "closed form" if fitted.solver == "exact" else f"{fitted.n_iter:,} epoch{'s' * (fitted.n_iter != 1)}"
+    if fitted.best_iter == 0:
+        epochs += ", none better than the start, which was kept"
     if fitted.stopped_by == "max_time":
         epochs += f", ended by max_time = {settings.max_time:g} s"
     if fitted.n_left_out:
