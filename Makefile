@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Two threads of arithmetic in each of two test processes would fight for two cores.
 TEST_ENV := OMP_NUM_THREADS=1
 PIP := bin/pip install --quiet --disable-pip-version-check
-SELF_SUFFICIENT := $(addprefix benchmarks/,disk.py never_worse.py recovery.py scaling.py speed.py streaming.py)
+SELF_SUFFICIENT := $(addprefix benchmarks/,crowd.py disk.py never_worse.py recovery.py scaling.py speed.py streaming.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test docs bench

@@ -1,5 +1,6 @@
 """Same seed, same bits; nothing global is touched; a row's result depends on the row alone."""
 
+import itertools
 import os
 import random
 import statistics
@@ -14,7 +15,7 @@ import torch
 from sklearn.datasets import load_digits, load_wine
 from sklearn.decomposition import PCA
 
-from retell import Autoencoder, Identity, Sigmoid, TopK
+from retell import Autoencoder, Identity, Sigmoid, TopK, spread, training
 from retell.codec import Codec
 from retell.density import Density
 from retell.inference import Inference
@@ -299,6 +300,31 @@ def test_threads_are_given_back(rows):
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("share", "threads", "said"), [(0.6, 2, True), (0.6, 1, False), (0.1, 2, False)])
+def test_a_fit_says_that_other_processes_want_its_cores(rows, monkeypatch, share, threads, said):
+    monkeypatch.setattr(training.Crowd, "share", lambda self: share)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            make("hidden").set_params(solver="descend", max_iter=1).fit(rows)
+    finally:
+        torch.set_num_threads(before)
+    assert sum("the cores of this fit" in str(it.message) for it in caught) == said
+
+
+def test_a_crowd_is_told_of_once(monkeypatch, tmp_path):
+    file = tmp_path / "cpu"
+    monkeypatch.setattr(spread, "PRESSURE", file)
+    monkeypatch.setattr(spread.time, "monotonic", itertools.count(0.0, 1.5).__next__)
+    assert spread.Crowd()._waited() == 0, "where there is no such file"
+    file.write_text("some avg10=0.00 avg60=0.00 avg300=0.00 total=1000000\nfull avg10=0.00 total=0\n", "ascii")
+    crowd = spread.Crowd()
+    file.write_text("some avg10=0.00 avg60=0.00 avg300=0.00 total=2500000\nfull avg10=0.00 total=0\n", "ascii")
+    assert [crowd.share() for _ in range(4)] == [0, 0.5, 0, 0]
 
 
 def test_batching_itself_warns_of_nothing(rows):

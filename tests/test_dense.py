@@ -428,7 +428,7 @@ def test_parameters_are_let_go(settings):
 
 
 @pytest.mark.usefixtures("two_threads")
-@pytest.mark.parametrize("widths", [(8,), (1024,)])
+@pytest.mark.parametrize("widths", [(8,), (4096,)])
 @pytest.mark.parametrize("fails", [False, True])
 def test_threads_are_as_before(widths, fails, monkeypatch):
     """Small products have one; whatever happens, what was set stays."""

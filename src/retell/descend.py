@@ -189,6 +189,7 @@ class Descent:
         self.first: dict[str, Tensor] | None = None  # the start, where a better epoch must be so beyond doubt
         self.first_rows = self.best_rows = torch.zeros(0)
         self.batches: Batches | InStep = Batches()
+        self.threads = torch.get_num_threads()  # that share a product
         self.schedule: Callable[[float], float] | None = None  # by step, where epochs are not alike
         self.judges: Any = None  # the held-out rows, and how much there is to explain in them
 

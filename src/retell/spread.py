@@ -8,22 +8,27 @@ thread works which block is up to the moment too, and changes nothing.
 from __future__ import annotations
 
 import os
+import re
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from itertools import islice
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from threadpoolctl import ThreadpoolController
 
-__all__ = ["Work", "ahead", "calm", "spread", "threads"]
+__all__ = ["Crowd", "Work", "ahead", "calm", "spread", "threads"]
 
 Work = Callable[[int, int], None]
 T = TypeVar("T")
 
 ENOUGH = 4  # blocks that repay the start of a thread
+LONG = 2.0  # seconds after which the speed of a fit matters
+PRESSURE = Path("/proc/pressure/cpu")  # of Linux: "some avg10=0.00 avg60=0.00 avg300=0.00 total=0", in microseconds
 WIDE = 512  # columns from which on several threads repay NumPy's and SciPy's algebra
 
 
@@ -50,6 +55,32 @@ def calm(width: int) -> AbstractContextManager[Any]:
 @cache
 def _pools() -> Any:
     return ThreadpoolController()
+
+
+class Crowd:
+    """Whether more threads want a core than there are, from now on."""
+
+    def __init__(self) -> None:
+        self.start, self.before, self.told = time.monotonic(), self._waited(), False
+
+    def share(self) -> float:
+        """The part of the time in which some thread of the machine waited for a core.
+
+        Told once: zero in the first `LONG` seconds, afterwards, and where the system keeps no count.
+        """
+        taken = time.monotonic() - self.start
+        if self.told or taken < LONG:
+            return 0.0
+        self.told = True
+        return (self._waited() - self.before) / taken
+
+    def _waited(self) -> float:
+        """Seconds since the machine was started."""
+        try:
+            found = re.search(r"some .*total=(\d+)", PRESSURE.read_text("ascii"))
+        except OSError:
+            found = None
+        return int(found[1]) / 1e6 if found else 0.0
 
 
 def ahead(values: Iterator[T]) -> Iterator[T]:

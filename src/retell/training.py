@@ -31,6 +31,7 @@ from retell.seeds import SAMPLE, generator
 from retell.solvers.dense import Dense
 from retell.solvers.exact import column_errors, penalty, solve
 from retell.solvers.sparse import Sparse
+from retell.spread import Crowd
 from retell.start import counts, observe
 from retell.store import CheckpointError, write_checkpoint
 from retell.survey import enough
@@ -43,6 +44,7 @@ __all__ = ["Training"]
 Array = npt.NDArray[Any]
 Checkpoint = tuple[dict[str, Any], dict[str, Tensor]]
 
+CROWDED = 0.2  # of the time, in which some thread waits for a core
 EVERY = 5.0  # seconds between checkpoints
 JUDGES = 2**12  # held-out rows that are enough to tell epochs apart
 
@@ -132,7 +134,7 @@ class Training:
         if self.plan.solver == "exact":
             yield self._exact()
             return
-        plan, start = self.plan, time.monotonic()
+        plan, start, crowd = self.plan, time.monotonic(), Crowd()
         x, held_out = sources or self.sources()
         judging = len(held_out) and plan.settings.early_stopping
         identity = self._resume()
@@ -141,6 +143,7 @@ class Training:
         try:
             for epoch in self.descent.course(x, held_out if judging else None):
                 if epoch is not None:
+                    self._warn_crowded(crowd.share())
                     self.history.append(epoch)
                     self._say(epoch)
                     if self.checkpoint is not None and not self.stopped_by:  # an epoch cut short is none to go on from
@@ -161,6 +164,17 @@ class Training:
             raise
         self.descent.restore_best()
         self.settle()
+
+    def _warn_crowded(self, part: float) -> None:
+        """That other processes slow the steps down, if in such a part of the time threads had to wait for a core."""
+        if part > CROWDED and self.descent.threads > 1 and self.plan.solver != "sparse":
+            warnings.warn(
+                f"other processes want the cores of this fit: in {part:.0%} of its time so far some thread waited for"
+                f" one. Its {self.descent.threads} threads wait for each other, several times as long as their"
+                " products take: torch.set_num_threads(1), or the environment variable OMP_NUM_THREADS=1, makes it"
+                " faster",
+                stacklevel=2,
+            )
 
     def settle(self) -> None:
         """After the last step: let the code count afresh what it counts, set it to its target, turn columns back."""

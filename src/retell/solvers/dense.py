@@ -33,7 +33,7 @@ __all__ = ["Dense", "why_not"]
 mse_backward = torch.ops.aten.mse_loss_backward.grad_input
 LARGE = 2**14  # weights of a layer from which bfloat16 gains more by products than it loses by casts
 JUDGED = 2**15  # cells at a time
-SMALL = 2**21  # multiplications in a product up to which a second thread costs more than it saves
+SMALL = 2**22  # multiplications in a product up to which a second thread saves a tenth, and costs far more at times
 SQUARED = {kind: SQUASHES[kind.__name__.lower()] for kind in (Identity, ReLU, Sigmoid, Tanh)}
 
 
@@ -89,7 +89,7 @@ class Dense(Descent):
         self.stretches = [Stretch(group, self.moments, biases, some) for group in self.groups]
         self.works: dict[int, Work | Squares] = {}
         widest = max(layer.weight.numel() for layer in codec.affines())
-        self.threads = 1 if widest * recipe.batch_size <= SMALL else torch.get_num_threads()
+        self.threads = 1 if widest * recipe.batch_size <= SMALL else self.threads
         self.squash = codec.code_activation
         # the mean squared error of whole rows alone: the common case, and small nets have no time for Python
         alone = recipe.objective == Objective(((1.0, MSE()),)) and isinstance(recipe.corruption, Nothing)
