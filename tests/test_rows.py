@@ -3,7 +3,9 @@
 import datetime
 import os
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -72,6 +74,36 @@ def test_csv_without_header_is_an_array_and_pandas_numbers_are_a_header(tmp_path
     assert read_rows(tmp_path / "x.csv").column_names == ["0", "1"]
 
 
+def write(path: Path, first: Iterable[Any], rows: np.ndarray) -> None:
+    path.write_text("\n".join(",".join(map(str, row)) for row in [first, *rows.tolist()]))
+
+
+@pytest.mark.parametrize("first", [range(1990, 2020), np.arange(2500, 400, -4.25), [2020, 2021]], ids=str)
+def test_csv_years_and_wavelengths_are_a_header(tmp_path: Path, first: Any) -> None:
+    rows = np.random.default_rng(0).random((100, len(first)))
+    write(tmp_path / "x.csv", first, rows)
+    with pytest.warns(
+        UserWarning, match=rf"x\.csv: its first row, {first[0]}, {first[1]}.* is taken for the columns' n"
+    ):
+        table = read_rows(tmp_path / "x.csv")
+    assert table.column_names == [str(it) for it in first]
+    np.testing.assert_array_equal(np.asarray(table), rows)
+
+
+def test_csv_first_rows_that_may_be_rows_are_rows(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name, rows in {
+        "quantiles": np.sort(rng.normal(size=(50, 6)), axis=1) - np.arange(50)[:, None],
+        "all grow": np.arange(40.0)[:, None] * rng.random(5) + [0, 1, 2, 3, 4],
+        "within": np.r_[[np.arange(6.0)], 10 * rng.normal(size=(50, 6))],
+        "few": np.array([[2001.0, 2002.0], [3.0, 1.0]]),
+        "one": np.array([[2001.0, 2002.0, 2003.0]]),
+        "one column": np.array([[9.0], [3.0], [1.0]]),
+    }.items():
+        write(tmp_path / "x.csv", rows[0], rows[1:])
+        np.testing.assert_array_equal(read_rows(tmp_path / "x.csv"), rows, err_msg=name)
+
+
 def test_an_estimator_learns_the_names(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).normal(size=(30, 3))
     write_rows(tmp_path / "x.parquet", rows, NAMES)
@@ -90,6 +122,8 @@ TEXTS = {
     "index.csv": (",a\n0,1\n", "column 0 has no name"),
     "pandas.csv": (",0,1\n0,3.5,4.5\n", "column 0 has no name"),
     "twice.csv": ("a,a\n0,1\n", "two columns are called 'a'"),
+    "semicolons.csv": ("a;b\n1;2\n", "has ';' between its columns, as in 'a;b': commas were expected"),
+    "tabs.csv": ("1\t2\n3\t4\n", r"has '\\t' between its columns, as in '1\\t2': commas were expected"),
     "ragged.csv": ("a,b\n1,2\n3\n", "can't be read as .csv"),
     "binary.csv": ("a\n\x00\x01", "column 'a' holds text"),
     "text.npy": ("a,b\n1,2\n", "can't be read as .npy"),

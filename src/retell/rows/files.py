@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +23,9 @@ from retell.rows.shards import open_folder, open_tensor
 __all__ = ["check_data", "check_suffix", "read_rows", "replacing", "room_for", "write_rows"]
 
 Array = npt.NDArray[Any]
+
+ENOUGH = 100  # rows that tell what the others are like
+CHANCE = 1e-3  # up to which a first row is not taken for one of the others
 
 
 def read_rows(path: str | os.PathLike[str]) -> Any:
@@ -166,8 +171,42 @@ def _read_csv(path: Path) -> Any:
         table = csv.read_csv(path, read_options=csv.ReadOptions(autogenerate_column_names=bare))
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path} can't be read as .csv: {error}") from None
+    separator = next((it for it in (";", "\t") if it in names[0]), None)
+    if separator and pa.types.is_string(table.schema.types[0]):
+        raise ValueError(f"{path} has {separator!r} between its columns, as in {names[0]!r}: commas were expected")
     table = _as_floats(table, path)
-    return np.asarray(table) if bare else table
+    if not bare:
+        return table
+    rows = np.asarray(table)
+    if not _is_no_row(rows[0], rows[1:]):
+        return rows
+    shown = ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
+    warnings.warn(
+        f"{path}: its first row, {shown}, is taken for the columns' names: it goes up or down all along, as the rows"
+        " below do not, and lies outside of every column. If it is a row, put one of names above it",
+        stacklevel=2,
+    )
+    return table.slice(1).rename_columns(names)
+
+
+def _is_no_row(first: Array, others: Array) -> bool:
+    """Whether a first row of numbers is none, as years or wavelengths are: one of the others would hardly be so."""
+    n, D = others.shape
+    if n == 0 or D == 1 or np.isnan(first).any():
+        return False
+    up = np.sign(first[-1] - first[0])
+    if not ((up * np.diff(first) > 0).all() and _outside(first, others).all()):
+        return False
+    if n > 1 and _outside(others[0], others[1:]).mean() > 0.5:  # the rows are sorted
+        return False
+    alike = (up * np.diff(others[:ENOUGH], axis=1) > 0).all(1).mean()
+    chance = math.log(2) - math.lgamma(D + 1) + D * math.log(2 / (n + 1))  # of both, were all orders as likely
+    return bool(alike < 0.5 and chance < math.log(CHANCE))
+
+
+def _outside(row: Array, others: Array) -> Array:
+    """Where a row is beyond all others; also where those have no value."""
+    return ~((np.fmin.reduce(others) <= row) & (row <= np.fmax.reduce(others)))
 
 
 def _read_parquet(path: Path) -> Any:
