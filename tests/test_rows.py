@@ -75,7 +75,7 @@ def test_csv_without_header_is_an_array_and_pandas_numbers_are_a_header(tmp_path
 
 
 def write(path: Path, first: Iterable[Any], rows: np.ndarray) -> None:
-    path.write_text("\n".join(",".join(map(str, row)) for row in [first, *rows.tolist()]))
+    path.write_text("".join(",".join(map(str, row)) + "\n" for row in [first, *rows.tolist()]))
 
 
 @pytest.mark.parametrize("first", [range(1990, 2020), np.arange(2500, 400, -4.25), [2020, 2021]], ids=str)

@@ -206,7 +206,8 @@ def _is_no_row(first: Array, others: Array) -> bool:
 
 def _outside(row: Array, others: Array) -> Array:
     """Where a row is beyond all others; also where those have no value."""
-    return ~((np.fmin.reduce(others) <= row) & (row <= np.fmax.reduce(others)))
+    within: Array = (np.fmin.reduce(others) <= row) & (row <= np.fmax.reduce(others))
+    return ~within
 
 
 def _read_parquet(path: Path) -> Any:
