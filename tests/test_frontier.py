@@ -336,6 +336,7 @@ def test_the_command_writes_a_frontier(tmp_path, capsys):
     assert said.out.splitlines()[2].startswith("code_activation=TopK(2), target_l0=2 ")
     assert "of 50 rows given" in said.out
     assert "code_activation=BatchTopK(2), target_l0=1: epoch 2" in said.err
+    assert "epoch 1," not in said.err, "a line every few seconds, and one at the end of each"
     assert load(tmp_path / "f" / "model-2").transform(draw()).shape == (600, 12)
     assert (tmp_path / "f" / "frontier.png").exists()
     assert main([*words, *common, "--target-l0", "1,2"]) == 2  # it is there

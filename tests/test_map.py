@@ -487,6 +487,7 @@ def test_log_joint_is_scipys_in_the_rows_own_units(likelihood, log_x, scale, hol
     ],
     ids=["Bernoulli", "Poisson"],
 )
+@pytest.mark.filterwarnings("ignore:reconstructions are farther")  # after so few epochs
 def test_log_joint_of_bits_and_counts(likelihood, rows, log_x, prior, activation, log_h):
     model = Autoencoder(4, code_activation=activation, objective=f"Likelihood({likelihood}) + Prior({prior})",
                         precision="float64", **PLAIN).fit(rows)  # fmt: skip

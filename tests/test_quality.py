@@ -74,6 +74,14 @@ def test_diverging_training_warns_and_keeps_what_was_good():
     assert error(test, model.reconstruct(test)) <= 1.01 * linear
 
 
+def test_counts_of_which_few_are_huge_are_told_to_suit_another_loss():
+    rng = np.random.default_rng(0)
+    X = rng.poisson(rng.gamma(2.0, size=(300, 1)) * rng.gamma(2.0, size=(300, 20)))
+    X[::17] *= 50
+    with pytest.warns(UserWarning, match=r"farther from the rows than .*: R² is -.* that of PCA 0\..*np\.log1p"):
+        Autoencoder(3, objective="Poisson()", max_iter=3, random_state=0).fit(X)
+
+
 def test_max_time_stops_the_fit_and_is_recorded(tmp_path):
     model = Autoencoder(4, random_state=0, max_time=1e-6).fit(load_digits().data)
     assert model.n_iter_ == len(model.loss_curve_) == len(model.validation_scores_) == 1

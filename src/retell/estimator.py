@@ -531,7 +531,10 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         return room
 
     def score(self, X: Any, y: Any = None) -> float:
-        """R² of the reconstruction of X, weighted by variance, scaled space, seen cells only."""
+        """R² of the reconstruction of X, weighted by variance, scaled space, seen cells only.
+
+        Scores of models that differ in `scale` are of different spaces: a search over it needs a scoring of its own.
+        """
         self._check_fitted()
         rows, check = self._checked(X)
         explained = Explained(self.scaling_.centre)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from retell.completion import filler, rows_to_ask
 from retell.corruptions import Mask, Nothing
 from retell.density import WIDE, Density, Tally, noise
 from retell.likeness import joined, norms_of
+from retell.losses import Poisson
 from retell.metrics import explained_variance, share
 from retell.model_file import Fitted, Model
 from retell.plan import Plan
@@ -86,8 +88,21 @@ def record(training: Training, columns: list[str] | None) -> Model:
         validation_scores=[e.score for e in epochs if e.score is not None],
         history=history,
     )
+    _warn_far(fitted, plan)
     model = Model(plan.settings, fitted, plan.parts, plan.codec, seen.scaling, account.density, seen.factors)
     return model if training.before is None else _after(training.before, model)
+
+
+def _warn_far(fitted: Fitted, plan: Plan) -> None:
+    """That reconstructions that grow exponentially have grown too far."""
+    loss = plan.parts.objective.loss
+    if fitted.score < min(0.0, fitted.pca_score) and getattr(loss, "support", None) == Poisson.support:
+        warnings.warn(
+            f"reconstructions are farther from the rows than the means of the columns: R² is {fitted.score:.3g}, that"
+            f" of PCA {fitted.pca_score:.3g}. Rows far larger than most are too much for {loss!r}: fit MSE() to"
+            " np.log1p of the rows, leave such rows out by max_norm, or fit longer, by max_iter",
+            stacklevel=2,
+        )
 
 
 def _after(before: Model, model: Model) -> Model:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
@@ -22,6 +23,8 @@ from retell.training import Training
 __all__ = ["Figures", "Fit", "fit", "fit_stream", "judge"]
 
 Array = npt.NDArray[Any]
+
+EVERY = 5.0  # seconds between lines, but for the last one of a fit
 
 
 class Figures(NamedTuple):
@@ -176,11 +179,13 @@ def _carry_out(group: list[tuple[Fit, Training]], courses: Sequence[Course], nam
     fits = [it for it, _ in group]
     whole = [it.course(training, course, names) for (it, training), course in zip(group, courses, strict=True)]
     group.clear()
+    told = time.monotonic()
     for i, said in in_step(whole):
         if isinstance(said, Exception):
             fits[i].failure = said
-        elif fits[i].model.verbose:
+        elif fits[i].model.verbose and (said.finished or time.monotonic() - told >= EVERY):
             print(f"{fits[i].label}: epoch {said.number}, {said.loss:.4g}", file=sys.stderr)
+            told = time.monotonic()
 
 
 def _measure(fits: Sequence[Fit], rows: Any, numbers: Array, check: Callable[[Array, int], None] | None = None) -> None:
