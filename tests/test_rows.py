@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
@@ -72,6 +73,15 @@ def test_csv_without_header_is_an_array_and_pandas_numbers_are_a_header(tmp_path
     np.testing.assert_array_equal(read_rows(tmp_path / "x.csv"), [[1.5, np.nan, 3], [2, 3, np.nan]])
     (tmp_path / "x.csv").write_text("0,1\n3,4\n")
     assert read_rows(tmp_path / "x.csv").column_names == ["0", "1"]
+
+
+def test_the_index_of_a_frame_in_parquet_is_no_column(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"a": [1.0, 2.0], "b": [3.0, 4.0]}, index=[7, 3])
+    for name, it in {"x": frame, "named": frame.rename_axis("i"), "range": frame.reset_index(drop=True)}.items():
+        it.to_parquet(tmp_path / f"{name}.parquet")
+        table = read_rows(tmp_path / f"{name}.parquet")
+        assert table.column_names == ["a", "b"]
+        np.testing.assert_array_equal(np.asarray(table), frame)
 
 
 def write(path: Path, first: Iterable[Any], rows: np.ndarray) -> None:

@@ -213,7 +213,9 @@ def _outside(row: Array, others: Array) -> Array:
 def _read_parquet(path: Path) -> Any:
     pa = _pyarrow()
     try:
-        return _as_floats(_pyarrow("parquet").read_table(path), path)
+        table = _pyarrow("parquet").read_table(path)
+        index = (table.schema.pandas_metadata or {}).get("index_columns", [])  # of a frame: no column of it
+        return _as_floats(table.drop_columns([name for name in index if name in table.column_names]), path)
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path} can't be read as .parquet: {error}") from None
 
