@@ -409,12 +409,8 @@ class Descent:
             for name, value in values.items()
         }
         rows = {"first_rows": self.first_rows.clone(), "best_rows": self.best_rows.clone()}
-        return {
-            **weights,
-            **moments,
-            **rows,
-            "numbers": torch.tensor(numbers, dtype=torch.float64),
-        }
+        kept = torch.tensor(numbers, dtype=torch.float64)
+        return {**weights, **moments, **rows, "numbers": kept}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take up a state that `state` gave."""

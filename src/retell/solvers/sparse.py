@@ -101,7 +101,6 @@ class Sparse(Descent):
         self.finder = Finder(codec, self.low)
         # of a batch x: x̂ - x; for each prefix the sum of its own x̂ - x and those of larger ones
         self.off = self.behind = torch.zeros(0)
-        self.threads = torch.get_num_threads()
         self.sums: list[list[Sum]] = [[], []]  # what adds up to the gradients of W and of V
 
     def _settle(self, p: Any, views: Tensor) -> None:
