@@ -1,6 +1,7 @@
 """A fit of rows that come once: every row is trained on once, and the model is that of a fit."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -248,6 +249,18 @@ def test_a_stream_that_diverges_is_told_and_the_last_good_weights_are_kept(small
     assert not np.isfinite(model.loss_curve_[-1])
     assert np.isfinite(model.components_).all()
     assert model.n_iter_ < 16
+
+
+def test_columns_of_frames_have_names():
+    frame = pd.DataFrame(draw(), columns=list("abcdefgh"))
+    model = Autoencoder(**NET).fit_stream(batches(frame))
+    assert list(model.feature_names_in_) == list(frame.columns)
+    assert model.components_.tobytes() == Autoencoder(**NET).fit_stream(batches(draw())).components_.tobytes()
+    for other, said in ((frame[list("abcdehgf")], "'h' stands for 'f'"), (frame.to_numpy(), "None stands for 'a'")):
+        with pytest.raises(ValueError, match=f"the columns of batch 1 are not those of batch 0: {said}"):
+            Autoencoder(**NET).fit_stream([frame, other])
+    with pytest.raises(ValueError, match=r"batch 1 has an infinite value \(inf\) in row 0, column 0 \('a'\)"):
+        Autoencoder(**NET).fit_stream([frame, frame * np.inf])
 
 
 def test_the_first_rows_are_no_more_than_asked_for():

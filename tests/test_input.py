@@ -9,6 +9,7 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
+import torch
 
 import retell
 from retell import L1, MSE, Autoencoder, Mask, ModelFileError
@@ -86,6 +87,10 @@ WORK = {
     "object array of numbers": lambda _: ROWS.astype(object),
     "object array with None": lambda _: put((0, 0), None, ROWS.astype(object)),
     "masked array without holes": lambda _: np.ma.masked_array(ROWS, False),
+    "tensor with a gradient": lambda _: torch.tensor(ROWS, requires_grad=True),
+    "tensor of float16": lambda _: torch.tensor(ROWS).half(),
+    "tensor of bfloat16": lambda _: torch.tensor(ROWS).bfloat16(),
+    "tensor of whole numbers": lambda _: torch.tensor(WHOLE),
     "pandas": lambda _: pd.DataFrame(ROWS, columns=list("abcde")),
     "pandas with numbers for names": lambda _: pd.DataFrame(ROWS),
     "pandas, mixed numbers": lambda _: pd.DataFrame({"a": ROWS[:, 0], "b": np.arange(N), "c": ROWS[:, 2] > 0}),
@@ -207,6 +212,12 @@ def test_masked_cells_are_holes():
     assert make().fit(masked).transform(masked).tobytes() == make().fit(HOLES).transform(HOLES).tobytes()
     whole = np.ma.masked_array(np.nan_to_num(HOLES, nan=777.0).round().astype(int), np.isnan(HOLES))
     assert make().fit(whole).transform(whole).tobytes() == make().fit(HOLES.round()).transform(HOLES.round()).tobytes()
+
+
+def test_a_tensor_is_the_array_that_it_holds():
+    x = torch.tensor(ROWS, dtype=torch.bfloat16).requires_grad_()
+    array = x.detach().float().numpy()
+    assert make().fit(x).transform(x).tobytes() == make().fit(array).transform(array).tobytes()
 
 
 def test_a_hole_is_a_hole_however_it_is_written():

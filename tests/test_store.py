@@ -667,6 +667,14 @@ def test_damaged_checkpoints_are_refused(rows, tmp_path, monkeypatch):
         assert file.read_bytes() == data
 
 
+def test_a_checkpoint_of_another_version_is_refused(rows, tmp_path, monkeypatch):
+    write_checkpoint(tmp_path, {"seed": 0}, {"x": torch.zeros(1)})
+    assert read_checkpoint(tmp_path)[0] == {"seed": 0}
+    monkeypatch.setattr("retell.store.__version__", "7.0")
+    with pytest.raises(CheckpointError, match=r"written by retell 0\.1\.0, this is 7\.0: go on with that version"):
+        Autoencoder(3, random_state=0).fit(rows, checkpoint=tmp_path)
+
+
 @pytest.mark.parametrize(
     "body", [b"", b"\x02\0\0\0\0\0\0\0{}", b"\xff" * 64, save_tensors({"x": torch.zeros(1)})], ids=range(4)
 )

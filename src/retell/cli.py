@@ -34,7 +34,7 @@ Output = Annotated[
 ]
 Force = Annotated[bool, Parameter(negative=(), show_default=False, help="Replace what is already there.")]
 Quiet = Annotated[
-    bool, Parameter(name=["--quiet", "-q"], negative=(), show_default=False, help="No messages but errors.")
+    bool, Parameter(name=["--quiet", "-q"], negative=(), show_default=False, help="Print results only, and errors.")
 ]
 
 app = App(

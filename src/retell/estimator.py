@@ -29,13 +29,13 @@ from retell.parts import Part
 from retell.plan import Parts, Plan, make_plan, plan_on
 from retell.reader import Reader
 from retell.record import record
-from retell.rows.arrays import check_finite, check_kinds, check_order, check_support, unmasked
+from retell.rows.arrays import as_numpy, check_finite, check_kinds, check_order, check_support
 from retell.rows.blocks import POOL, blocks, release
 from retell.rows.codes import read_codes
 from retell.rows.files import read_rows
 from retell.rows.massive import Limit
 from retell.rows.shards import Shards
-from retell.rows.stream import arrays, beginning
+from retell.rows.stream import arrays, beginning, named
 from retell.seeds import seed_of
 from retell.settings import Settings, as_settings
 from retell.spread import calm
@@ -305,7 +305,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
         Parameters
         ----------
-        X : array or frame of shape (N, D), or path
+        X : array, tensor or frame of shape (N, D), or path
             Numbers; NaN is an unseen cell. float16, float32 and float64 are kept as they are; rows of another type
             or not in C order are converted as a whole. A path is that of a file (.npy, .npz, .safetensors, .csv,
             .parquet), or of a folder of .npy, .npz and .safetensors files, which hold some rows each, float16 or
@@ -357,6 +357,9 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         sample of all rows given to these calls, some 2,000, as the model is now; where a fit went before, that
         counts with the number of its rows. `n_iter_` and the curves go on.
 
+        The optimiser's moments and the sample are kept between calls, and by pickle; a model folder has neither: after
+        `retell.load` they begin anew, as they do after a fit.
+
         Parameters
         ----------
         X : array or frame of shape (N, D)
@@ -387,8 +390,9 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
         Parameters
         ----------
-        batches : iterable of arrays or tensors of shape (n, D)
-            All of one width and type, on any device; n may vary. NaN is an unseen cell.
+        batches : iterable of arrays, tensors or frames of shape (n, D)
+            All of one width and type, and of the same columns if these have names, on any device; n may vary. NaN is an
+            unseen cell.
         n_rows : int, optional
             How many rows to take; the learning rate goes up over the first tenth of them, then down to zero. Without
             it all are taken; the learning rate goes up for 100 steps and stays there until the stream has ended,
@@ -416,8 +420,8 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         1.0
         """
         settings, parts = self._settings()
-        rows, coming, n_rows = first_rows(batches, n_rows, parts.objective.loss)
-        training = self._begin(settings, parts, rows, None, whole=False)
+        rows, names, coming, n_rows = first_rows(batches, n_rows, parts.objective.loss)
+        training = self._begin(settings, parts, rows, None, names, whole=False)
         stream = Streaming(training, n_rows)
         del rows
         for epoch in stream.epochs(coming):
@@ -425,7 +429,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
                 print(epoch, file=sys.stderr)
         if self.verbose and training.limit is not None:
             print(f"max_norm={training.limit.multiple:g}: {training.left_out:,} rows are left out", file=sys.stderr)
-        self._take(training, None)
+        self._take(training, names)
         self.__dict__.pop("_training", None)
         return self
 
@@ -673,7 +677,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         return features_of(self._reader, rows, self.inference, check, labels, top, neighbours)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the model folder `path`, all or nothing; `retell.load` reads it."""
+        """Write the model folder `path`, all or nothing; `retell.load` reads it. Nothing of the optimiser is in it."""
         check_is_fitted(self)
         now = as_settings({**asdict(self._model.settings), "inference": self.inference})
         model_file.write(path, replace_struct(self._model, settings=now))
@@ -780,7 +784,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
     def _named_rows(self, X: Any, *, reset: bool = False, parts: Parts | None = None) -> tuple[Array, Any]:
         """X as an array of floats, and its columns' names or None; values are read only for `parts`."""
-        X = unmasked(read_rows(X) if isinstance(X, str | os.PathLike) else X)
+        X = as_numpy(read_rows(X) if isinstance(X, str | os.PathLike) else X)
         check_kinds(X)
         least = 2 if reset else 1
         reader = copy(self) if reset else self  # a fit that fails leaves the old model as it was
@@ -846,8 +850,11 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             setattr(self, f"{name}_", getattr(model.fitted, name))
 
 
-def first_rows(batches: Iterable[Any], n_rows: int | None, loss: Any) -> tuple[Any, Iterator[Array], int | None]:
-    """The first rows of a stream, which settle what all do elsewhere, those that come later, and how many in all.
+def first_rows(
+    batches: Iterable[Any], n_rows: int | None, loss: Any
+) -> tuple[Any, list[str] | None, Iterator[Array], int | None]:
+    """The first rows of a stream, which settle what all do elsewhere, their columns' names or None, the rows that come
+    later, and how many in all.
 
     Raises
     ------
@@ -856,8 +863,9 @@ def first_rows(batches: Iterable[Any], n_rows: int | None, loss: Any) -> tuple[A
     """
     if n_rows is not None and not (isinstance(n_rows, int | np.integer) and n_rows >= 2):
         raise ValueError(f"n_rows={n_rows!r} is not possible: an int from 2 on or None was expected")
+    names, batches = named(batches)
     first, coming, ended = beginning(arrays(batches, n_rows, loss), POOL)
-    return Shards.of(first) if first.dtype == np.float16 else first, coming, len(first) if ended else n_rows
+    return Shards.of(first) if first.dtype == np.float16 else first, names, coming, len(first) if ended else n_rows
 
 
 def _aligned(rows: Array) -> Array:

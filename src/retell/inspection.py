@@ -15,7 +15,7 @@ from retell.findings import Diagnosis, Finding, percent
 from retell.moments import Moments
 from retell.recovery import twins
 from retell.report.summary import aligned
-from retell.rows.arrays import check_kinds, column_labels, unmasked
+from retell.rows.arrays import as_numpy, check_kinds, column_labels
 from retell.rows.blocks import blocks, spaced
 from retell.scaling import Scaling
 
@@ -129,7 +129,7 @@ def inspect(X: Any) -> Inspection:
     healthy: nothing found
     """
     reader = BaseEstimator()
-    X = unmasked(X)
+    X = as_numpy(X)
     check_kinds(X)
     rows: Array = validate_data(
         reader, X, dtype=(np.float64, np.float32), order="C", ensure_all_finite=False, ensure_min_samples=1

@@ -109,8 +109,8 @@ def fit_stream(fits: Sequence[Fit], batches: Iterator[Any], n_rows: int | None) 
         As in `fit`.
     """
     ready, known = _ready(fits), Known()
-    rows, coming, n_rows = first_rows(batches, n_rows, ready[0][2].objective.loss)
-    group, *others = _planned(ready, rows, None, known, whole=False)
+    rows, names, coming, n_rows = first_rows(batches, n_rows, ready[0][2].objective.loss)
+    group, *others = _planned(ready, rows, names, known, whole=False)
     for other, _ in chain(*others):
         other.failure = ValueError(
             f"it can't go in step with {group[0][0].label}, and a stream comes once: give all settings one batch_size,"
@@ -120,7 +120,7 @@ def fit_stream(fits: Sequence[Fit], batches: Iterator[Any], n_rows: int | None) 
     courses = streams_of([training for _, training in group], coming, n_rows)
     del rows
     known.forget()  # the first rows are in the pool now
-    _carry_out(group, courses, None)
+    _carry_out(group, courses, names)
     _check(fits)
 
 

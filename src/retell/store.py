@@ -23,6 +23,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
+from retell import __version__
+
 __all__ = [
     "FORMAT",
     "CheckpointError",
@@ -36,6 +38,7 @@ __all__ = [
 ]
 
 FORMAT = 1
+VERSION = "retell"  # key of the version that wrote a checkpoint
 FILES = ("weights.safetensors", "model.toml")
 SEAL = re.compile(rb"\n# sha256 of what stands above, and of the weights: ([0-9a-f]{64})\n\Z")
 Kind = tuple[tuple[int, ...], str]
@@ -177,10 +180,13 @@ def read_tensors(path: str | os.PathLike[str], wanted: Mapping[str, Kind]) -> di
 
 
 def write_checkpoint(folder: str | os.PathLike[str], config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write the state of a fit into `folder`, one file, all or nothing."""
+    """Write the state of a fit into `folder`, one file, all or nothing; the version of retell is added."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    content = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, {"fit": json.dumps(config)})
+    content = save(
+        {k: v.detach().cpu().contiguous() for k, v in tensors.items()},
+        {"fit": json.dumps({**config, VERSION: __version__})},
+    )
     new = folder / ".checkpoint.new"  # one name: kills in the middle of writing leave one file, not many
     try:
         _write(new, hashlib.sha256(content).digest() + content)
@@ -196,7 +202,7 @@ def read_checkpoint(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dic
     Raises
     ------
     CheckpointError
-        If the file is damaged.
+        If the file is damaged, or another version of retell wrote it: that may take other steps.
     """
     file = Path(folder) / "checkpoint.retell"
     if not file.is_file():
@@ -207,9 +213,15 @@ def read_checkpoint(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dic
             raise ValueError("its bytes do not match its seal")
         size = int.from_bytes(content[32:40], "little")
         config: dict[str, Any] = json.loads(json.loads(content[40 : 40 + size])["__metadata__"]["fit"])
-        return config, load(content[32:])
+        writer, state = config.pop(VERSION), load(content[32:])
     except (ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"{file} is damaged ({error}): remove it to start from the beginning") from None
+    if writer != __version__:
+        raise CheckpointError(
+            f"{file} was written by retell {writer}, this is {__version__}: go on with that version, or remove the file"
+            " to start from the beginning"
+        )
+    return config, state
 
 
 def remove_checkpoint(folder: str | os.PathLike[str]) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
-    "check_finite", "check_kinds", "check_order", "check_support", "column_label", "column_labels", "unmasked",
-    "warn_rounded",
+    "as_numpy", "check_finite", "check_kinds", "check_order", "check_support", "column_label", "column_labels",
+    "column_names", "warn_rounded",
 ]  # fmt: skip
 
 Array = npt.NDArray[Any]
@@ -20,10 +20,14 @@ LONG = ("int64", "uint64")
 EXACT = 2**53  # up to which all whole numbers are floats
 
 
-def unmasked(X: Any) -> Any:
-    """X, and a masked array with NaN where it is masked: a masked cell was not seen, whatever lies under it."""
+def as_numpy(X: Any) -> Any:
+    """X, but a tensor as an array, of bfloat16 as float32, and a masked array with NaN for masked cells."""
+    if hasattr(X, "detach"):
+        X = X.detach().cpu()
+        return (X.float() if str(X.dtype) == "torch.bfloat16" else X).numpy()
     if not isinstance(X, np.ma.MaskedArray) or X.dtype.kind not in "biuf":
         return X
+    # a masked cell was not seen, whatever lies under it
     floats = X.astype(X.dtype if X.dtype.kind == "f" else np.float64)
     return np.ma.filled(floats, np.nan)
 
@@ -64,13 +68,19 @@ def check_kinds(X: Any) -> None:
 
 def check_order(X: Any, expected: Any, called: str) -> None:
     """Refuse a frame whose columns have the expected names in another order; other names are taken as they come."""
-    names = list(getattr(X, "column_names", getattr(X, "columns", ())))
+    names = column_names(X) or []
     if len(names) == len(expected) and names != list(expected) and set(names) == set(expected):
         j = next(j for j, (name, right) in enumerate(zip(names, expected, strict=True)) if name != right)
         raise ValueError(
             f"the columns of these {called} are in another order: column {j} is {names[j]!r}, {expected[j]!r} was"
             " expected"
         )
+
+
+def column_names(X: Any) -> list[str] | None:
+    """The columns' names of a frame, where all are text, as scikit-learn has it."""
+    names = list(getattr(X, "column_names", getattr(X, "columns", ())))
+    return names if names and all(isinstance(name, str) for name in names) else None
 
 
 def warn_rounded(name: str, low: Any, high: Any) -> None:
@@ -129,5 +139,7 @@ def _kind(dtype: Any) -> str:
 
 
 def _describe(dtype: Any) -> str:
-    kind = "U" if str(dtype).lower() in ("str", "string") else str(getattr(dtype, "kind", ""))
-    return f"{KINDS.get(kind, 'no numbers')} (dtype {dtype})"
+    said = str(dtype).lower()
+    kind = "U" if said in ("str", "string") else str(getattr(dtype, "kind", ""))
+    what = "categories" if said.startswith(("categor", "enum")) else KINDS.get(kind, "no numbers")
+    return f"{what} (dtype {dtype})"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -35,8 +37,9 @@ def read_rows(path: str | os.PathLike[str]) -> Any:
     ----------
     path : path
         .npy, .npz (its only array, or the one called X), .safetensors (its only tensor, or the one called X or
-        activations), .csv or .parquet; or a folder of the first three, whose files, in the order of their names, hold
-        some rows each. Arrays are mapped into memory, not read, unless they are compressed.
+        activations), .csv (also with semicolons, and then decimal commas, or tabs) or .parquet; or a folder of the
+        first three, whose files, in the order of their names, hold some rows each. Arrays are mapped into memory, not
+        read, unless they are compressed.
 
     Returns
     -------
@@ -163,18 +166,20 @@ def _read_npz(path: Path) -> Array:
 
 def _read_csv(path: Path) -> Any:
     pa, csv = _pyarrow(), _pyarrow("csv")
+    separator, point = _separators(path)
+    layout = {
+        "parse_options": csv.ParseOptions(delimiter=separator),
+        "convert_options": csv.ConvertOptions(decimal_point=point),
+    }
     try:
-        names = csv.open_csv(path).schema.names
+        names = [name.strip() for name in csv.open_csv(path, **layout).schema.names]
         # A first row of numbers is a row, unless it counts 0, 1, 2 ... as pandas does for columns without names.
-        filled = [name for name in names if name.strip()]  # a row may have holes, and an index no name
-        bare = all(map(_is_number, filled)) and filled != [str(i) for i in range(len(filled))]
-        table = csv.read_csv(path, read_options=csv.ReadOptions(autogenerate_column_names=bare))
+        filled = [name for name in names if name]  # a row may have holes, and an index no name
+        bare = all(_is_number(name, point) for name in filled) and filled != [str(i) for i in range(len(filled))]
+        table = csv.read_csv(path, read_options=csv.ReadOptions(autogenerate_column_names=bare), **layout)
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path} can't be read as .csv: {error}") from None
-    separator = next((it for it in (";", "\t") if it in names[0]), None)
-    if separator and pa.types.is_string(table.schema.types[0]):
-        raise ValueError(f"{path} has {separator!r} between its columns, as in {names[0]!r}: commas were expected")
-    table = _as_floats(table, path)
+    table = _as_floats(table if bare else table.rename_columns(names), path, point)
     if not bare:
         return table
     rows = np.asarray(table)
@@ -187,6 +192,17 @@ def _read_csv(path: Path) -> Any:
         stacklevel=2,
     )
     return table.slice(1).rename_columns(names)
+
+
+def _separators(path: Path) -> tuple[str, str]:
+    """What the first lines have between columns and before decimals: a comma and a point, if nothing else is clear."""
+    with path.open(encoding="utf-8", errors="replace") as stream:
+        lines = [line for line in islice(stream, ENOUGH) if line.strip()]
+    for separator in ";\t":
+        if len(counts := {line.count(separator) for line in lines}) == 1 and counts != {0}:
+            # beside tabs, commas may be those of 1,234: such cells are text
+            return separator, "," if separator == ";" and any(re.search(r"\d,\d", line) for line in lines) else "."
+    return ",", "."
 
 
 def _is_no_row(first: Array, others: Array) -> bool:
@@ -220,7 +236,7 @@ def _read_parquet(path: Path) -> Any:
         raise ValueError(f"{path} can't be read as .parquet: {error}") from None
 
 
-def _as_floats(table: Any, path: Path) -> Any:
+def _as_floats(table: Any, path: Path, point: str = ".") -> Any:
     """The table with columns of floats, or a sentence that names the column that can't be one."""
     pa = _pyarrow()
     names = table.column_names
@@ -236,7 +252,9 @@ def _as_floats(table: Any, path: Path) -> Any:
         kind = column.type
         if not (pa.types.is_floating(kind) and kind.bit_width >= 32):
             if not _is_numeric(pa, kind):
-                raise ValueError(f"{path}: {_strange(name, column)}; numbers were expected: encode it or leave it out")
+                raise ValueError(
+                    f"{path}: {_strange(name, column, point)}; numbers were expected: encode it or leave it out"
+                )
             if pa.types.is_integer(kind) and kind.bit_width == 64:
                 extent = _pyarrow("compute").min_max(column).as_py()
                 warn_rounded(f"{path}: column {name!r}", extent["min"] or 0, extent["max"] or 0)
@@ -250,19 +268,22 @@ def _is_numeric(pa: Any, kind: Any) -> bool:
     return any(test(kind) for test in known)
 
 
-def _strange(name: str, column: Any) -> str:
+def _strange(name: str, column: Any, point: str) -> str:
     """What a column holds in the place of numbers, and where first."""
     kind = str(column.type)
+    empty = [None, *_pyarrow("csv").ConvertOptions().null_values]  # they are none where the others are numbers
     for row, value in enumerate(column.to_pylist()):
-        if value is not None and not (isinstance(value, str) and _is_number(value)):
+        if value not in empty and not (isinstance(value, str) and _is_number(value, point)):
             what = "text" if isinstance(value, str) else kind
             return f"column {name!r} holds {what}, {str(value)!r} in row {row}"
     return f"column {name!r} holds {kind}"
 
 
-def _is_number(text: str) -> bool:
+def _is_number(text: str, point: str) -> bool:
+    if point != "." and "." in text:
+        return False
     try:
-        float(text)
+        float(text.replace(point, "."))
     except ValueError:
         return False
     return True

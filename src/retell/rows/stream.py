@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import chain
+from itertools import chain, islice, zip_longest
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from retell.rows.arrays import check_finite, check_kinds, check_support, unmasked
+from retell.rows.arrays import as_numpy, check_finite, check_kinds, check_support, column_names
 
-__all__ = ["arrays", "beginning"]
+__all__ = ["arrays", "beginning", "named"]
 
 Array = npt.NDArray[Any]
 
 FLOATS = "float16", "float32", "float64"
+
+
+def named(batches: Iterable[Any]) -> tuple[list[str] | None, Iterator[Any]]:
+    """The names that the columns of the first batch have, or None, and all batches."""
+    coming = iter(batches)
+    first = list(islice(coming, 1))
+    return column_names(first[0]) if first else None, chain(first, coming)
 
 
 def arrays(batches: Iterable[Any], n_rows: int | None, loss: Any) -> Iterator[Array]:
@@ -36,22 +42,26 @@ def arrays(batches: Iterable[Any], n_rows: int | None, loss: Any) -> Iterator[Ar
     ValueError
         If a batch holds something else, or is unlike the first one; the message says which, counted from 0.
     """
-    first, left = None, n_rows
+    first, names, left = None, None, n_rows
     for number, batch in enumerate(batches):
-        called, rows = f"batch {number}", _array(batch)
+        called, rows, labels = f"batch {number}", _array(batch), column_names(batch)
         if rows.ndim != 2:
             raise ValueError(
                 f"{called} has shape {rows.shape}: rows and columns were expected, as of x.reshape(-1, x.shape[-1])"
             )
+        names = labels if first is None else names
         first = (rows.shape[1], rows.dtype) if first is None else first
         if (rows.shape[1], rows.dtype) != first:
             raise ValueError(
                 f"{called} has {rows.shape[1]} columns of {rows.dtype}, batch 0 {first[0]} of {first[1]}: all batches"
                 " must be alike"
             )
+        if labels != names:
+            found, expected = next(pair for pair in zip_longest(labels or (), names or ()) if pair[0] != pair[1])
+            raise ValueError(f"the columns of {called} are not those of batch 0: {found!r} stands for {expected!r}")
         rows = rows if left is None else rows[:left]
-        check_finite(rows, called=called)
-        check_support(rows, loss.support, loss)
+        check_finite(rows, names, called=called)
+        check_support(rows, loss.support, loss, names)
         yield rows
         left = None if left is None else left - len(rows)
         if left == 0:
@@ -88,10 +98,8 @@ def beginning(coming: Iterator[Array], enough: int) -> tuple[Array, Iterator[Arr
 
 
 def _array(batch: Any) -> Array:
-    """A batch in memory that NumPy knows."""
-    if isinstance(batch, torch.Tensor):
-        batch = batch.detach().cpu()
-        return _array((batch.float() if batch.dtype == torch.bfloat16 else batch).numpy())
+    """A batch in memory, as floats."""
+    batch = as_numpy(batch)
     check_kinds(batch)
-    rows = np.asarray(unmasked(batch))
+    rows = np.asarray(batch)
     return rows if rows.dtype.name in FLOATS and rows.dtype.isnative else rows.astype(np.float64)
