@@ -507,8 +507,8 @@ def test_no_column_is_dropped_silently():
     code = model.transform(frame)
     for name in frame:  # every column has a say in the code
         assert abs(model.transform(frame.assign(**{name: 1 - frame[name].astype(float)})) - code).max() > 0.01, name
-    for kind in ("category", "str"):
-        with pytest.raises(ValueError, match="'left out'"):
+    for kind, what in (("category", "categories"), ("str", "text")):
+        with pytest.raises(ValueError, match=f"'left out' holds {what}"):
             linear().fit(frame.assign(**{"left out": pd.Series(["a", "b"] * 50, dtype=kind)}))
 
 
