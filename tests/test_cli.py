@@ -121,6 +121,7 @@ def test_commands_give_what_the_estimator_gives(at_shop: Path, rows: Any, suffix
         "encode": model.transform(x),
         "reconstruct": model.reconstruct(x),
         "score": model.score_samples(x)[:, None],
+        "explain": model.surprise(x).nats,
     }
     for command, result in wanted.items():
         out = f"{command}.{suffix}"
@@ -138,6 +139,17 @@ def test_score_prints_a_line_a_row(at_shop: Path, capsys: pytest.CaptureFixture[
     assert main(["score", "m", "x.csv"]) == 0
     said = [float(line) for line in capsys.readouterr().out.splitlines()]
     np.testing.assert_array_equal(said, retell.load("m").score_samples(read_rows("x.csv")))
+
+
+def test_explain_tells_of_the_oddest(at_shop: Path, rows: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    odd = rows.copy()
+    odd[7, 2] += 100
+    write_rows("odd.csv", odd, NAMES)
+    assert main(["explain", "m", "odd.csv", "--rows", "2", "--cells", "1"]) == 0
+    header, first, _ = capsys.readouterr().out.splitlines()
+    assert header.endswith("cells: given (expected, nats)")
+    assert first.split()[0] == "7"
+    assert first.split()[2:4] == [NAMES[2], f"{odd[7, 2]:.4g}"]
 
 
 def test_keep_seen_completes(at_shop: Path, rows: Any) -> None:

@@ -505,6 +505,8 @@ def test_an_imported_model_knows_what_it_does_not_know():
     x = recorded("saelens-topk").__next__()
     with pytest.raises(ValueError, match=r"read from SAELens, topk and has seen no rows.*partial_fit\(X\)"):
         it.score_samples(x)
+    with pytest.raises(ValueError, match="has seen no rows"):
+        it.surprise(x)
     assert np.isnan([it.pca_score_, it.best_loss_]).all()
     assert it.n_iter_ == 0
     assert it.solver_ == "none"

@@ -195,6 +195,38 @@ def score(
         print(repr(float(value)))
 
 
+@app.command(sort_key=4.5)
+def explain(
+    model: Folder,
+    data: Data,
+    /,
+    *,
+    output: Annotated[
+        Path | None, Parameter(name=["--output", "-o"], help="File to write: nats, for each cell of all rows.")
+    ] = None,
+    rows: Annotated[int, Parameter(help="How many to tell of, the oddest first.")] = 5,
+    cells: Annotated[int, Parameter(help="Of each, how many.")] = 3,
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """Say which cells make rows of DATA odd: what they would be if they went with the others.
+
+    By how many nats the row would be likelier then is told of each: retell explain model x.csv --rows 10
+    """
+    if output is None:
+        print(_computed(model, data, lambda autoencoder, x: autoencoder.surprise(x))[1].table(rows, cells))
+        return
+
+    def nats(autoencoder: Autoencoder, x: Any, out: Any) -> Any:
+        made = autoencoder.surprise(x).nats
+        if out is None:
+            return made
+        out[:] = made
+        return out
+
+    _apply(model, data, output, nats, _column_names, force=force, quiet=quiet)
+
+
 @app.command(sort_key=5)
 def diagnose(
     model: Folder,
@@ -382,8 +414,9 @@ def _load(model: Path) -> Autoencoder:
 
 
 def _column_names(it: Autoencoder) -> Sequence[str]:
-    names = it._model.fitted.columns
-    return [f"x{i}" for i in range(it.n_features_in_)] if names is None else names
+    from retell.rows.arrays import column_words
+
+    return column_words(it._model.fitted.columns, it.n_features_in_)
 
 
 def _listed(names: Sequence[str], most: int = 8) -> str:

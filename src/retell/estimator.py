@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from copy import copy
 from dataclasses import asdict, replace
 from functools import partial
@@ -18,6 +18,7 @@ from sklearn.utils.validation import assert_all_finite, check_array, check_is_fi
 
 from retell import auto, model_file
 from retell.csr import as_csr
+from retell.density import Density
 from retell.descend import Epoch
 from retell.features import Features, features_of
 from retell.grammar import read_parts
@@ -27,9 +28,9 @@ from retell.metrics import Explained
 from retell.model_file import Model
 from retell.parts import Part
 from retell.plan import Parts, Plan, make_plan, plan_on
-from retell.reader import Reader
+from retell.reader import Check, Reader
 from retell.record import record
-from retell.rows.arrays import as_numpy, check_finite, check_kinds, check_order, check_support
+from retell.rows.arrays import as_numpy, check_finite, check_kinds, check_order, check_support, column_words
 from retell.rows.blocks import POOL, blocks, release
 from retell.rows.codes import read_codes
 from retell.rows.files import read_rows
@@ -41,6 +42,7 @@ from retell.settings import Settings, as_settings
 from retell.spread import calm
 from retell.store import read_checkpoint
 from retell.streaming import Streaming
+from retell.surprise import Surprise, surprise_of
 from retell.training import Training
 
 __all__ = ["Autoencoder", "LogJoint", "first_rows", "load"]
@@ -561,21 +563,57 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         ValueError
             If the weights come from elsewhere and have seen no rows (`retell.convert`).
         """
-        self._check_fitted()
-        density = self.density_
-        if density is None:
-            raise ValueError(
-                f"this model was read from {self._model.fitted.origin} and has seen no rows, so it knows no density of"
-                " them: partial_fit(X) goes on from its weights for an epoch and settles one"
-            )
+        density = self._known_density()
+        return self._log_densities(density, *self._checked(X))
+
+    def surprise(self, X: Any) -> Surprise:
+        """Which cells make rows X (N, D) odd, and what the other cells of the row would have them be.
+
+        Of each cell in turn, by how much log p(x, h) of the row (`score_samples`) rises when it is replaced by what the
+        others say that it is, as `reconstruct(X, keep_seen=True)` completes rows. That takes 2 D times as long as
+        `score_samples`: give it the rows that are in question.
+
+        Parameters
+        ----------
+        X : array or frame of shape (N, D)
+
+        Returns
+        -------
+        Surprise
+            Arrays with a place for each cell; printed, the oddest rows with their oddest cells.
+
+        Raises
+        ------
+        ValueError
+            As `score_samples`.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_wine
+        >>> from retell import Autoencoder
+        >>> X = load_wine(as_frame=True).data
+        >>> model = Autoencoder(4, random_state=0).fit(X)
+        >>> odd = X.head(10).copy()
+        >>> odd.loc[3, "flavanoids"] = 0.5
+        >>> found = model.surprise(odd)
+        >>> int(found.oddest[0]), found.columns[found.nats[3].argmax()]
+        (3, 'flavanoids')
+        """
+        density = self._known_density()
         rows, check = self._checked(X)
-        log_p = np.empty(len(rows))
+        nats, expected = np.empty(rows.shape), np.empty(rows.shape)
 
-        def take(i: int, j: int, x: Array, h: Array, x_hat: Array) -> None:
-            log_p[i:j] = density.log_rows(x - x_hat, h) + self._volume(x)
+        def log_rows(x: Array) -> Array:
+            h = self._encode(x)
+            return density.log_rows(x - self._reader.decode(h), h) + self._volume(x)
 
-        self._reader.each(take, rows, self.inference, check)
-        return log_p
+        def take(i: int, j: int, x: Array) -> None:
+            nats[i:j], made = surprise_of(x, log_rows, self._complete)
+            expected[i:j] = self.scaling_.back(made)
+
+        self._reader.scaled(take, rows, check)
+        names = column_words(self._model.fitted.columns, rows.shape[1])
+        return Surprise(nats, expected, rows[:], self._log_densities(density, rows, check), names)
 
     def log_joint(self, X: Any) -> LogJoint:
         """log p(x, h) = log p(x | h) + log p(h) per row, of the objective's own densities.
@@ -774,7 +812,26 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         if "codec_" not in self.__dict__:  # scikit-learn's own check takes longer than a row
             check_is_fitted(self)
 
-    def _checked(self, X: Any) -> tuple[Array, Callable[[Array, int], None]]:
+    def _known_density(self) -> Density:
+        self._check_fitted()
+        if self.density_ is None:
+            raise ValueError(
+                f"this model was read from {self._model.fitted.origin} and has seen no rows, so it knows no density of"
+                " them: partial_fit(X) goes on from its weights for an epoch and settles one"
+            )
+        return self.density_
+
+    def _log_densities(self, density: Density, rows: Array, check: Check) -> Array:
+        """log p(x, h) (N,) of rows in their own units."""
+        log_p = np.empty(len(rows))
+
+        def take(i: int, j: int, x: Array, h: Array, x_hat: Array) -> None:
+            log_p[i:j] = density.log_rows(x - x_hat, h) + self._volume(x)
+
+        self._reader.each(take, rows, self.inference, check)
+        return log_p
+
+    def _checked(self, X: Any) -> tuple[Array, Check]:
         """X as an array of floats in C order, and what refuses its infinities, given a block and its first row."""
         plain = type(X) in (np.ndarray, np.memmap) and X.dtype in (np.float32, np.float64) and X.flags.c_contiguous
         if plain and "feature_names_in_" not in self.__dict__ and X.shape[1:] == (self.n_features_in_,) and len(X):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy.typing as npt
 
 __all__ = [
     "as_numpy", "check_finite", "check_kinds", "check_order", "check_support", "column_label", "column_labels",
-    "column_names", "warn_rounded",
+    "column_names", "column_words", "warn_rounded",
 ]  # fmt: skip
 
 Array = npt.NDArray[Any]
@@ -81,6 +82,11 @@ def column_names(X: Any) -> list[str] | None:
     """The columns' names of a frame, where all are text, as scikit-learn has it."""
     names = list(getattr(X, "column_names", getattr(X, "columns", ())))
     return names if names and all(isinstance(name, str) for name in names) else None
+
+
+def column_words(names: Sequence[str] | None, width: int) -> list[str]:
+    """What so many columns are called in a table, whether they have names or not."""
+    return [f"x{i}" for i in range(width)] if names is None else list(names)
 
 
 def warn_rounded(name: str, low: Any, high: Any) -> None:
