@@ -184,7 +184,8 @@ class Descent:
         self.epoch = self.step = self.stale = 0
         self.anneal_from = self.end = math.inf  # steps; finite once the held-out rows have stopped improving
         self.best_loss = math.inf
-        self.best, self.kept = self._copy(), 0  # the best parameters, and of which epoch they are; 0 is the start
+        # the best parameters, once there is something to go back to, and of which epoch they are; 0 is the start
+        self.best, self.kept = dict[str, Tensor](), 0
         self.stopped = False
         self.first: dict[str, Tensor] | None = None  # the start, where a better epoch must be so beyond doubt
         self.first_rows = self.best_rows = torch.zeros(0)
@@ -208,6 +209,8 @@ class Descent:
     def course(self, x: Tensor, held_out: Tensor | None = None) -> Iterator[Epoch | None]:
         """`epochs` for fits that take turns: yields None too, after each batch that it has taken."""
         self.end = min(self.end, self.recipe.max_iter * self._steps(x))
+        if not self.best:
+            self.keep()
         if held_out is not None and self.epoch == 0:
             start = yield from self.judging(held_out)
             self.best_loss, self.first_rows, self.best_rows = sum(start.terms.values()), start.rows, start.rows
@@ -446,7 +449,7 @@ class Descent:
             self.end = self.step
         elif improved or judged is None or not comparable:
             self.best_loss = min(loss, self.best_loss) if comparable else loss
-            self._keep()
+            self.keep()
             self.best_rows = self.best_rows if judged is None else judged.rows
         return Epoch(self.epoch, terms, held_out, score, loss, improved, False)
 
@@ -465,13 +468,10 @@ class Descent:
             groups.setdefault((0.3 if id(parameter) in linear else 1.0, decay), []).append(parameter)
         return [Group(some, share, decay) for (share, decay), some in groups.items()]
 
-    def _keep(self) -> None:
+    def keep(self) -> None:
         """These parameters are the best so far."""
-        if self.best is self.first:
-            self.best = self._copy()
-        self.kept = self.epoch
-        for name, value in self.codec.state_dict().items():
+        self.kept, now = self.epoch, self.codec.state_dict()
+        if not self.best or self.best is self.first:
+            self.best = {name: value.clone() for name, value in now.items()}
+        for name, value in now.items():
             self.best[name].copy_(value)
-
-    def _copy(self) -> dict[str, Tensor]:
-        return {name: value.clone() for name, value in self.codec.state_dict().items()}

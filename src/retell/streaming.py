@@ -122,6 +122,7 @@ class Streaming:
         whole = partial(up_and_down, total=total, up=training.plan.recipe.warmup)
         self.schedule = self._up if n_rows is None else whole
         self.descent.schedule, self.descent.end = self.schedule, total
+        self.descent.keep()
         self.falls = False
 
     def epochs(self, coming: Iterable[Array]) -> Iterator[Epoch]:
