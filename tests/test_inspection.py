@@ -127,6 +127,16 @@ def test_mapped_rows_are_read_in_blocks(tmp_path):
     assert inspect(mapped).figures == inspect(x).figures
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_a_folder_of_shards_is_told_as_its_rows(tmp_path, capsys, dtype):
+    rows = load_digits().data.astype(dtype)
+    for i, some in enumerate(np.array_split(rows, 3)):
+        np.save(tmp_path / f"{i}.npy", some)
+    assert str(inspect(tmp_path)) == str(inspect(rows.astype(np.float32)))
+    assert main(["inspect", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"{inspect(tmp_path)}\n"
+
+
 def test_extremes_overflow_nothing():
     with pytest.warns(UserWarning, match="standard deviation"):
         found = inspect(normal() * 1e200)

@@ -473,5 +473,6 @@ class Descent:
         self.kept, now = self.epoch, self.codec.state_dict()
         if not self.best or self.best is self.first:
             self.best = {name: value.clone() for name, value in now.items()}
-        for name, value in now.items():
-            self.best[name].copy_(value)
+        else:
+            for name, value in now.items():
+                self.best[name].copy_(value)

@@ -570,8 +570,8 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         """Which cells make rows X (N, D) odd, and what the other cells of the row would have them be.
 
         Of each cell in turn, by how much log p(x, h) of the row (`score_samples`) rises when it is replaced by what the
-        others say that it is, as `reconstruct(X, keep_seen=True)` completes rows. That takes 2 D times as long as
-        `score_samples`: give it the rows that are in question.
+        others say that it is, as `reconstruct(X, keep_seen=True)` completes rows. Each cell costs what
+        completing and scoring a row does: give it the rows that are in question.
 
         Parameters
         ----------

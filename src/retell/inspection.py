@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,8 @@ from retell.recovery import twins
 from retell.report.summary import aligned
 from retell.rows.arrays import as_numpy, check_kinds, column_labels
 from retell.rows.blocks import blocks, spaced
+from retell.rows.files import read_rows
+from retell.rows.shards import Shards
 from retell.scaling import Scaling
 
 __all__ = ["Inspection", "inspect"]
@@ -103,9 +106,9 @@ def inspect(X: Any) -> Inspection:
 
     Parameters
     ----------
-    X : array or frame of shape (N, D)
-        NaN is an unseen cell. Read twice, in blocks, in constant memory; rank and duplicates are told by some
-        thousand evenly spaced rows.
+    X : array, tensor or frame of shape (N, D), or path
+        As in `Autoencoder.fit`; NaN is an unseen cell. Read twice, in blocks, in constant memory; rank and duplicates
+        are told by some thousand evenly spaced rows.
 
     Returns
     -------
@@ -129,10 +132,16 @@ def inspect(X: Any) -> Inspection:
     healthy: nothing found
     """
     reader = BaseEstimator()
-    X = as_numpy(X)
+    X = as_numpy(read_rows(X) if isinstance(X, str | os.PathLike) else X)
     check_kinds(X)
-    rows: Array = validate_data(
-        reader, X, dtype=(np.float64, np.float32), order="C", ensure_all_finite=False, ensure_min_samples=1
+    rows: Any = validate_data(
+        reader,
+        X,
+        dtype=(np.float64, np.float32),
+        order="C",
+        ensure_all_finite=False,
+        ensure_min_samples=1,
+        skip_check_array=isinstance(X, Shards),
     )
     if len(rows) < 2:
         raise ValueError("an inspection compares rows: 2 or more were expected, got 1")
