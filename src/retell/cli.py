@@ -216,15 +216,7 @@ def explain(
     if output is None:
         print(_computed(model, data, lambda autoencoder, x: autoencoder.surprise(x))[1].table(rows, cells))
         return
-
-    def nats(autoencoder: Autoencoder, x: Any, out: Any) -> Any:
-        made = autoencoder.surprise(x).nats
-        if out is None:
-            return made
-        out[:] = made
-        return out
-
-    _apply(model, data, output, nats, _column_names, force=force, quiet=quiet)
+    _apply(model, data, output, lambda it, x, _: it.surprise(x).nats, _column_names, force=force, quiet=quiet)
 
 
 @app.command(sort_key=5)
@@ -378,6 +370,8 @@ def _apply(
     room = _room(output, rows, len(names(it)))
     with blame(BAD_DATA), room as out:
         made = work(it, rows, out)
+        if out is not None and made is not out:  # not all work can be written as it is made
+            out[:] = made
     if sparse:
         write_codes(output, made)
     elif out is None:

@@ -603,9 +603,9 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         rows, check = self._checked(X)
         nats, expected = np.empty(rows.shape), np.empty(rows.shape)
 
-        def log_rows(x: Array) -> Array:
+        def log_rows(x: Array) -> Array:  # scaled space: a gain is the same in all units
             h = self._encode(x)
-            return density.log_rows(x - self._reader.decode(h), h) + self._volume(x)
+            return density.log_rows(x - self._reader.decode(h), h)
 
         def take(i: int, j: int, x: Array) -> None:
             nats[i:j], made = surprise_of(x, log_rows, self._complete)
@@ -921,7 +921,7 @@ def first_rows(
     if n_rows is not None and not (isinstance(n_rows, int | np.integer) and n_rows >= 2):
         raise ValueError(f"n_rows={n_rows!r} is not possible: an int from 2 on or None was expected")
     names, batches = named(batches)
-    first, coming, ended = beginning(arrays(batches, n_rows, loss), POOL)
+    first, coming, ended = beginning(arrays(batches, n_rows, loss, names), POOL)
     return Shards.of(first) if first.dtype == np.float16 else first, names, coming, len(first) if ended else n_rows
 
 

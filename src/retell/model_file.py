@@ -6,7 +6,6 @@ import datetime
 import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from importlib.metadata import version
 from os import PathLike
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from retell import auto
+from retell import __version__, auto
 from retell.codec import Codec
 from retell.density import Density
 from retell.factors import Factors
@@ -103,7 +102,7 @@ def write(path: str | PathLike[str], model: Model) -> None:
         "parameters": {name: "None" if v is None else v for name, v in asdict(model.settings).items()},
         "fitted": fitted,
         "written": {
-            "by": f"retell {version('retell')}, torch {torch.__version__}, numpy {np.__version__}",
+            "by": f"retell {__version__}, torch {torch.__version__}, numpy {np.__version__}",
             "on": f"Python {platform.python_version()}, {platform.system()} {platform.machine()}",
             "at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         },

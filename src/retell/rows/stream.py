@@ -25,7 +25,7 @@ def named(batches: Iterable[Any]) -> tuple[list[str] | None, Iterator[Any]]:
     return column_names(first[0]) if first else None, chain(first, coming)
 
 
-def arrays(batches: Iterable[Any], n_rows: int | None, loss: Any) -> Iterator[Array]:
+def arrays(batches: Iterable[Any], n_rows: int | None, loss: Any, names: list[str] | None = None) -> Iterator[Array]:
     """The batches of a stream, until so many rows have come, as arrays of floats, all alike.
 
     Parameters
@@ -36,20 +36,21 @@ def arrays(batches: Iterable[Any], n_rows: int | None, loss: Any) -> Iterator[Ar
         None takes all.
     loss : Term
         Knows its support.
+    names : list of str, optional
+        Of the columns of every batch; None for columns without names.
 
     Raises
     ------
     ValueError
         If a batch holds something else, or is unlike the first one; the message says which, counted from 0.
     """
-    first, names, left = None, None, n_rows
+    first, left = None, n_rows
     for number, batch in enumerate(batches):
         called, rows, labels = f"batch {number}", _array(batch), column_names(batch)
         if rows.ndim != 2:
             raise ValueError(
                 f"{called} has shape {rows.shape}: rows and columns were expected, as of x.reshape(-1, x.shape[-1])"
             )
-        names = labels if first is None else names
         first = (rows.shape[1], rows.dtype) if first is None else first
         if (rows.shape[1], rows.dtype) != first:
             raise ValueError(
