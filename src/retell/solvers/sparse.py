@@ -35,7 +35,7 @@ from retell.spread import Work, spread, threads
 __all__ = ["Sparse", "why_not"]
 
 ROWS = 1024
-UNITS = 1536
+UNITS = 768
 
 
 def why_not(codec: Codec, recipe: Recipe, *, holes: bool) -> str:
