@@ -3,7 +3,7 @@
     make bench DATA=DIR       installs the libraries into .bench/sparse, then runs this and the other benchmarks
     python benchmarks/sparse.py --data DIR [--only steps,l1,memory,frontier,dials,stability] [--peers a,b,...]
                                 [--codes a,b,...] [--widths a,b] [--rounds N] [--seeds N] [--store FILE] [--json FILE]
-                                [--no-fits] [--no-bars]
+                                [--recorded FILE] [--no-fits] [--no-bars]
 
 Every library runs in a process of its own that waits, blocked, for its turn. Rows are the 60,000 of
 minilm_tokens_train.npy, and FVU, the share of variance left unexplained, is of minilm_tokens_test.npy: 384 columns,
@@ -19,9 +19,10 @@ each rate of 1e-3, 3e-3, 1e-2 with the first seed and at the best with the other
 multiplies in it and in float32 elsewhere. Rates rise over the first 5 % of the steps and fall over the last 20 %. FVU
 at an L0 lies log-log between the fits, by the L0 of the test rows. "dead" is silent on all 60,000 rows. What is done is
 kept, a line each, in --store and not done again until a library's version or retell's sources change; so this may be
-interrupted at any time. --no-fits shows what is there. The second table asks what a peer's FVU is when retell has done
-its seven epochs, both by the seconds of "steps" (the last that --json holds); a peer's schedule may then be one of a
-single epoch.
+interrupted at any time. Fits of other libraries take hours: those that are done are in --recorded, which comes with
+this script; with --recorded none all are done. --no-fits shows what is there. The second table asks what a peer's FVU
+is when retell has done its seven epochs, both by the seconds of "steps" (the last that --json holds); a peer's schedule
+may then be one of a single epoch.
 
 "dials": L0 of 8, 32, 128 and FVU of 0.3, 0.2 asked for, with what the test rows have. "stability": the decoders of
 the frontier's fits with 32 active units, between seeds, rows matched one to one.
@@ -50,6 +51,7 @@ LABELS = "retell", "retell, defaults", "saelens", "dictionary_learning", "sparsi
 PEERS = "retell", "saelens", "dictionary_learning", "sparsify", "overcomplete", "plain", "products"
 PARTS = "steps", "l1", "memory", "frontier", "dials", "stability"
 MEMORY = "TopK(32), K = 12288"
+RECORDED = ROOT / "benchmarks/peers/dictionaries/fits.jsonl"
 
 
 def measure(crew: Crew, given: argparse.Namespace, store: Store, figures: Figures) -> None:
@@ -89,6 +91,9 @@ def main() -> int:
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--store", type=Path, default=ROOT / ".bench/sparse-results.jsonl")
+    options.add_argument(
+        "--recorded", type=Path, default=RECORDED, help="fits that need not be done again, if it is there"
+    )
     options.add_argument("--json", type=Path, default=ROOT / ".bench/sparse.json")
     options.add_argument("--no-fits", action="store_true", help="show the frontier of the fits that are done")
     options.add_argument("--no-bars", action="store_true")
@@ -101,7 +106,7 @@ def main() -> int:
     figures: Figures = json.loads(given.json.read_text())["figures"] if given.json.exists() else {}
     try:
         head = common.header(crew, given.rounds)
-        measure(crew, given, Store(given.store), figures)
+        measure(crew, given, Store(given.store, given.recorded), figures)
     finally:
         crew.end()
     wanted = bars.judge(figures)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
@@ -137,6 +137,14 @@ def adamw(
     )  # fmt: skip
 
 
+@contextmanager
+def further_by(alpha: float, p: Tensor) -> Iterator[None]:
+    """Whatever p moves inside, it moves so many times as far again in the end."""
+    was = p.clone()
+    yield
+    p.add_(p - was, alpha=alpha)
+
+
 def clip(gradients: list[Any], most: float) -> None:
     """Scale the gradient, in place, to the norm `most` where it is larger."""
     if most < math.inf:
@@ -240,7 +248,8 @@ class Descent:
         self.codec.train()
         try:
             for rows in self.batches.shuffled(x, self.recipe.batch_size, self.seed, self.epoch):
-                self.dial.begin(self.step, self.done)
+                if self.dial.turns:
+                    self.dial.begin(self.step, self.done)
                 rate = self.recipe.learning_rate * (1.0 if constant_rate else self.share(steps))
                 table[len(sizes)] = torch.stack(self.one_step(rows, noise, rate))
                 sizes.append(rows.shape[0])
@@ -315,19 +324,13 @@ class Descent:
         """Whether something asks for rows since each unit was active."""
         return self.recipe.objective.counts_idle or self.recipe.revive > 0
 
-    @contextmanager
-    def far_bias(self) -> Iterator[None]:
+    def far_bias(self) -> AbstractContextManager[None]:
         """Let the encoder's bias move `bias_rate` times as far as the steps inside move it.
 
         What it is added to moves with every column of a row, and it alone decides how often a unit is active.
         """
-        bias, further = self.codec.encoder.bias.detach(), self.recipe.bias_rate - 1
-        if not further:
-            yield
-            return
-        was = bias.clone()
-        yield
-        bias.add_(bias - was, alpha=further)
+        further = self.recipe.bias_rate - 1
+        return further_by(further, self.codec.encoder.bias.detach()) if further else nullcontext()
 
     @torch.no_grad()
     def revive(self) -> None:

@@ -197,7 +197,12 @@ class Dial:
     @property
     def sets_k(self) -> bool:
         """Whether k is not all the while as it was given."""
-        return self.has_k and (bool(self.aim) or self.first > self.wanted)
+        return self.has_k and self.turns
+
+    @property
+    def turns(self) -> bool:
+        """Whether anything is turned at all."""
+        return bool(self.aim) or self.first > self.wanted
 
     @torch.no_grad()
     def begin(self, step: int, done: float) -> None:

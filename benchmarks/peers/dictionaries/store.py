@@ -10,11 +10,20 @@ Record = dict[str, Any]
 
 
 class Store:
-    """Fits by what was asked for; a line that was cut off by an interrupt is passed over."""
+    """Fits by what was asked for; a line that was cut off by an interrupt is passed over.
 
-    def __init__(self, path: Path) -> None:
+    Parameters
+    ----------
+    path : Path
+        Where results are kept.
+    *others : Path
+        Files of results that are read too.
+    """
+
+    def __init__(self, path: Path, *others: Path) -> None:
         self.path, self.fits = path, dict[str, Record]()
-        for line in path.read_text().splitlines() if path.exists() else ():
+        lines = [line for file in (*others, path) if file.exists() for line in file.read_text().splitlines()]
+        for line in lines:
             try:
                 record = json.loads(line)
             except json.JSONDecodeError:

@@ -25,7 +25,7 @@ from retell.metrics import Explained
 from retell.objective import Objective, at, mean, total_weight, value_of
 from retell.parts import Pass
 from retell.penalties import KL, Contractive
-from retell.solvers.passes import SQUASHES, Call, Passes, Place, breadth, few, lying, with_ones
+from retell.solvers.passes import SQUASHES, Call, Passes, Place, breadth, few, lying, memory, with_ones
 from retell.spread import threads
 
 __all__ = ["Dense", "why_not"]
@@ -129,7 +129,7 @@ class Dense(Descent):
         for some in self.batches.in_order(x, size, self.epoch):
             if new:
                 self.explained.see(some.double().cpu().numpy())
-            off = self.judge.forward(some)[: len(some)] - some
+            off = self.judge.forward(some) - some
             errors.append(off.square_().mean(1).double())
             yield
         rows = torch.cat(errors)
@@ -228,7 +228,8 @@ class Work:
 class Squares:
     """The step of the mean squared error of n whole rows alone, or of fewer: all its calls in two lists.
 
-    Products in bfloat16 like rows by 32; those beyond the rows given have a gradient of zero.
+    The gradient by x̂ takes the place of x̂. Products in bfloat16 like rows by 32; those beyond the rows given have a
+    gradient of zero.
     """
 
     def __init__(self, codec: Codec, places: dict[int, Place], n: int) -> None:
@@ -237,14 +238,15 @@ class Squares:
         padded = -(-n // 32) * 32 if rounded else n
         x, h = (with_ones(padded, width, like, like.dtype) for width in (len(like), codec.n_units))
         h_only = h[:, : codec.n_units]
-        decoder = Passes(codec.decoder, places, h, adds=False, further=True)
+        self.y = y = memory(padded, len(like), like, like.dtype)
+        decoder = Passes(codec.decoder, places, h, adds=False, further=True, y=y, d=y)
         encoder = Passes(codec.encoder, places, x, adds=codec.tied, further=False, y=h_only, d=decoder.back)
         # rows land where the first layer reads, if nothing else reads them
         ahead, lands = (encoder.calls, x) if encoder.linear is not None else (encoder.after_reading, encoder.reads[0])
-        self.lands = lands[:n, : len(like)]
+        self.lands = lands[:, : len(like)]
+        self.views = dict[int, tuple[Tensor, Tensor, Tensor]]()
         self.ahead: list[Call] = [*ahead, *squash.forward(h_only, h_only), *decoder.calls]
-        self.y, self.d = decoder.y[:n], decoder.d.zero_()[:n]
-        cells = (self.d if self.d.is_contiguous() else self.d.T).view(-1)
+        cells = (y if y.is_contiguous() else y.T).view(-1)
         self.square, self.one = like.new_zeros(()), like.new_ones(())
         self.back: list[Call] = [
             partial(torch.dot, cells, cells, out=self.square),
@@ -254,20 +256,27 @@ class Squares:
         ]
 
     def forward(self, x: Tensor) -> Tensor:
-        """What the net makes of rows (n, D) or fewer; what comes after those belongs to no row."""
-        self.lands[: len(x)].copy_(x)
+        """What the net makes of rows (n, D) or fewer."""
+        lands, y, _ = self._of(len(x))
+        lands.copy_(x)
         for call in self.ahead:
             call()
-        return self.y
+        return y
 
     def __call__(self, x: Tensor) -> Tensor:
         """Write the gradient at rows (n, D) or fewer; the error."""
-        y, d = self.forward(x)[: len(x)], self.d[: len(x)]
-        mse_backward(self.one, y, x, 1, grad_input=d)
-        self.d[len(x) :].zero_()
+        _, y, beyond = self._of(len(x))
+        mse_backward(self.one, self.forward(x), x, 1, grad_input=y)
+        beyond.zero_()
         for call in self.back:
             call()
         return self.square * (x.numel() / 4)  # from the square of the gradient to that of the error
+
+    def _of(self, n: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Of so many rows where they land, what is made of them, and what lies beyond that."""
+        if n not in self.views:  # an epoch's batches have two sizes, and a view takes as long as a small product
+            self.views[n] = self.lands[:n], self.y[:n], self.y[n:]
+        return self.views[n]
 
 
 class Stretch:

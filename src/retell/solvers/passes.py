@@ -21,7 +21,7 @@ from torch import Tensor
 
 from retell.networks import Affine, Net
 
-__all__ = ["SQUASHES", "Call", "Passes", "Place", "breadth", "few", "lying", "with_ones"]
+__all__ = ["SQUASHES", "Call", "Passes", "Place", "breadth", "few", "lying", "memory", "with_ones"]
 
 aten = torch.ops.aten
 
@@ -86,16 +86,22 @@ def few(width: int, dtype: torch.dtype) -> bool:
     return width <= NARROW and dtype != torch.bfloat16
 
 
-def lying(memory: Tensor, n: int, width: int, *, by_columns: bool) -> Tensor:
+def lying(cells: Tensor, n: int, width: int, *, by_columns: bool) -> Tensor:
     """A stretch of memory (n · width,) as a matrix (n, width), its columns or its rows one after the other."""
-    return memory.view(width, n).T if by_columns else memory.view(n, width)
+    return cells.view(width, n).T if by_columns else cells.view(n, width)
+
+
+def memory(n: int, width: int, like: Tensor, dtype: torch.dtype) -> Tensor:
+    """Memory for n rows."""
+    cells = torch.empty(n * width, dtype=dtype, device=like.device)
+    return lying(cells, n, width, by_columns=few(width, dtype))
 
 
 def with_ones(n: int, width: int, like: Tensor, dtype: torch.dtype) -> Tensor:
     """Memory for n rows, each of which ends in a one, and perhaps zeros."""
     wide = breadth(width, dtype)
-    memory = torch.zeros(n * wide, dtype=dtype, device=like.device)
-    rows = lying(memory, n, wide, by_columns=few(width, dtype))
+    cells = torch.zeros(n * wide, dtype=dtype, device=like.device)
+    rows = lying(cells, n, wide, by_columns=few(width, dtype))
     rows[:, width] = 1
     return rows
 
@@ -218,9 +224,7 @@ class Passes:
         return calls
 
     def _memory(self, width: int, dtype: torch.dtype) -> Tensor:
-        n = len(self.x)
-        memory = torch.empty(n * width, dtype=dtype, device=self.x.device)
-        return lying(memory, n, width, by_columns=few(width, dtype))
+        return memory(len(self.x), width, self.x, dtype)
 
 
 class Layer:
