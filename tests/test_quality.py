@@ -5,7 +5,9 @@ import pytest
 from sklearn.datasets import load_breast_cancer, load_digits, load_wine
 from sklearn.decomposition import PCA
 
+import retell.descend
 from retell import Autoencoder, auto
+from retell.descend import Descent
 from retell.report.summary import facts
 
 
@@ -62,6 +64,38 @@ def test_far_outside_the_training_rows_the_net_goes_on_as_its_linear_path():
     further = model.reconstruct(np.r_[far, 2 * far, 3 * far])
     # beyond the clip everything is linear: equal steps make equal differences
     np.testing.assert_allclose(further[1] - further[0], further[2] - further[1], rtol=1e-2, atol=1.0)
+
+
+@pytest.mark.parametrize("rate", [0.3, 0.5, 1.0])
+def test_steps_that_are_too_long_become_shorter(rate):
+    """An epoch that doubles what is unexplained is taken back: rates ten to thirty times too large still learn."""
+    train, _ = halves(load_digits)
+    model = Autoencoder(8, learning_rate_init=rate, max_iter=20, random_state=0).fit(train)
+    scores = np.array(model.validation_scores_)
+    best = np.maximum.accumulate(np.r_[model.pca_score_, scores])[:-1]
+    astray = np.flatnonzero(1 - scores > 2 * (1 - best))
+    assert len(astray), "no step was too long"
+    assert scores[-1] == scores.max() > model.pca_score_ + 0.05
+
+
+@pytest.mark.parametrize(
+    ("given", "solvers"),
+    [({"learning_rate_init": 0.03}, ["dense"]),
+     ({"learning_rate_init": 0.4, "code_activation": "TopK(3)", "hidden_layer_sizes": ()}, ["dense", "sparse"])],
+    ids=str,
+)  # fmt: skip
+def test_every_solver_goes_back_alike(given, solvers, monkeypatch):
+    times, go_back = [], Descent._go_back
+    monkeypatch.setattr(retell.descend, "ASTRAY", 0.0)  # whenever an epoch is not the best
+    monkeypatch.setattr(Descent, "_go_back", lambda self: (times.append(self.epoch), go_back(self)))
+    X, few = load_wine().data, {"max_iter": 8, "random_state": 0, "precision": "float64"}
+    slow = Autoencoder(8, solver="descend", **few, **given).fit(X)
+    first = times.copy()
+    assert first
+    for solver in solvers:
+        other = Autoencoder(8, solver=solver, **few, **given).fit(X)
+        np.testing.assert_allclose(other.validation_scores_, slow.validation_scores_, rtol=1e-4)
+    assert times == first * (1 + len(solvers))
 
 
 def test_diverging_training_warns_and_keeps_what_was_good():

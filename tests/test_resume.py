@@ -26,6 +26,7 @@ SETTINGS = {
     "hidden": {"hidden_layer_sizes": (8,)},
     "mask": {"corruption": "Mask(0.3)", "early_stopping": False},
     "schedule": {"objective": "MSE() + Warmup(0.1, 50) * L1()", "code_activation": "TopK(2)", "batch_size": 16},
+    "astray": {"hidden_layer_sizes": (8,), "learning_rate_init": 1.0},
     "no seed": {"random_state": None, "tied": True, "hidden_layer_sizes": (8,)},
 }
 

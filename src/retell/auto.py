@@ -215,7 +215,8 @@ def way(
     raised. BatchTopK and JumpReLU, where it is `known` how many units a row they have in the end, are faster by half
     and thinned out on the way.
     Where the way is short, nonlinear paths beside linear ones take batches near 4 √n, or n / 48 if that is more, up to
-    4,096, and some 120 steps. Others take batches of n / 16, to 64: 4,000 steps from far off, else 1,500; a rate of
+    4,096, and some 120 steps, at a rate that falls with the columns beyond 384: that many cells, all moved by one rate,
+    move what they add up to. Others take batches of n / 16, to 64: 4,000 steps from far off, else 1,500; a rate of
     7e-3 for nonlinear paths beside linear ones, which take 0.3 of it; 1e-2 for a linear net that starts far off, 4e-2
     for a random one without code activation, 2e-3 for other nets.
     """
@@ -228,8 +229,9 @@ def way(
         return Way(batch, rate, 500, 10, 400, (0.85, 0.93), 0.7, 0.3, bias, 0.35, first)
     is_far = far(codec, start, constraint)
     if not is_far and quick(codec, objective, corruption):
+        rate = 3e-2 * min(1.0, 384 / len(codec.centre))
         batch = batch or _power_of_two(min(n / 4, max(4 * math.sqrt(n), n / 48)), 4096)
-        return Way(batch, 3e-2 * math.sqrt(min(1.0, batch / 256) * max(1.0, batch / 2048)), 120, 10, 60)
+        return Way(batch, rate * math.sqrt(min(1.0, batch / 256) * max(1.0, batch / 2048)), 120, 10, 60)
     batch = batch or _power_of_two(n / 16, 64)
     rate = 2e-3
     if codec.encoder.linear is not None or codec.decoder.linear is not None:

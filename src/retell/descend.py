@@ -95,6 +95,7 @@ T = TypeVar("T")
 Turns = Generator[None, None, T]
 """What is done a turn at a time, so that others may do theirs in between; and its outcome."""
 
+ASTRAY = 2.0  # times as much unexplained of held-out rows as by the best parameters: the steps were too long
 TAIL = 3  # epochs over which the learning rate falls to zero when held-out rows have stopped improving
 ROWS = 2048  # judged at a time, at most
 EPSILON = 1e-12  # of Adam
@@ -195,6 +196,7 @@ class Descent:
         # the best parameters, once there is something to go back to, and of which epoch they are; 0 is the start
         self.best, self.kept = dict[str, Tensor](), 0
         self.stopped = False
+        self.left, self.eased = math.inf, 1.0  # what the best parameters leave unexplained; of the learning rate
         self.first: dict[str, Tensor] | None = None  # the start, where a better epoch must be so beyond doubt
         self.first_rows = self.best_rows = torch.zeros(0)
         self.batches: Batches | InStep = Batches()
@@ -222,14 +224,33 @@ class Descent:
         if held_out is not None and self.epoch == 0:
             start = yield from self.judging(held_out)
             self.best_loss, self.first_rows, self.best_rows = sum(start.terms.values()), start.rows, start.rows
+            self.left = 1 - start.score
             self.first = self.best if self.recipe.sure else None
         while self.step < self.end:
             terms = yield from self.stepping(x)
-            epoch = self._judge(terms, None if held_out is None else (yield from self.judging(held_out)))
+            judged = None if held_out is None else (yield from self.judging(held_out))
+            epoch = self._judge(terms, judged)
+            if judged is not None and epoch.improved:
+                self.left = 1 - judged.score
+            elif judged is not None and self.dial.comparable and 1 - judged.score > ASTRAY * self.left:
+                self._go_back()
             stalled = held_out is not None and self.dial.comparable and self.stale >= self.recipe.n_iter_no_change
             if stalled and self.end - self.step > TAIL * self._steps(x):
                 self.anneal_from, self.end = self.step, self.step + TAIL * self._steps(x)
             yield epoch._replace(finished=self.step >= self.end)
+
+    def _go_back(self) -> None:
+        """To the best parameters so far, from where the steps have led astray; they are half as long from now on."""
+        with torch.no_grad():
+            self.codec.load_state_dict(self.best)
+        for moments in self.moments.values():
+            for moment in moments:
+                moment.zero_()
+        self.eased /= 2
+        self.reread()
+
+    def reread(self) -> None:
+        """Parameters have been written from outside: copies of them are made anew."""
 
     def stop(self) -> None:
         """End with the step that is being taken: its epoch is one of the rows so far."""
@@ -352,6 +373,7 @@ class Descent:
         at = min(self.step, self.anneal_from)
         recipe = self.recipe
         share = up_and_down(at, recipe.max_iter * steps, recipe.warmup) if self.schedule is None else self.schedule(at)
+        share *= self.eased
         if self.step > self.anneal_from:
             share *= (self.end - self.step) / (self.end - self.anneal_from)
         return share
@@ -408,7 +430,8 @@ class Descent:
             for moment, value in self.moments[p]._asdict().items()
         }
         counts = [self.epoch, self.kept, self.step, self.stale]
-        numbers = [*counts, self.anneal_from, self.end, self.best_loss, *self.dial.state()]
+        numbers = [*counts, self.anneal_from, self.end, self.best_loss, self.left, self.eased]
+        numbers += self.dial.state()
         weights = {
             f"{kind}/{name}": value.clone()  # best may be first, and a file holds each on its own
             for kind, values in (("codec", self.codec.state_dict()), ("best", self.best), ("first", self.first or {}))
@@ -431,10 +454,11 @@ class Descent:
             for moment, value in self.moments[p]._asdict().items():
                 value.copy_(state[f"{moment}/{name}"])
         self.first_rows, self.best_rows = state["first_rows"], state["best_rows"]
-        epoch, kept, step, stale, self.anneal_from, self.end, self.best_loss, *dial = state["numbers"].tolist()
-        self.dial.load(dial)
+        *counts, self.anneal_from, self.end, self.best_loss, self.left, self.eased = state["numbers"].tolist()[:9]
+        self.dial.load(state["numbers"].tolist()[9:])
         self.recipe = replace(self.recipe, objective=self.dial.objective)
-        self.epoch, self.kept, self.step, self.stale = int(epoch), int(kept), int(step), int(stale)
+        self.epoch, self.kept, self.step, self.stale = map(int, counts)
+        self.reread()
 
     def _judge(self, terms: dict[str, float], judged: Judgement | None) -> Epoch:
         held_out, score = ({}, None) if judged is None else (judged.terms, judged.score)

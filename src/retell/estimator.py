@@ -136,11 +136,13 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         dense and descend that can be had.
     batch_size : int or "auto", default="auto"
         Rows a step. "auto": where nothing but reconstruction is asked of nonlinear paths beside linear ones, which
-        start at PCA's, the way is short: about 4 √N rows, at most N / 4 and 1,024; else N / 16, at most 64, or 4,096
-        where a large sparse dictionary (N K D of 2**33 or more, shallow nets) is shared out among many rows.
+        start at PCA's, the way is short: about 4 √N rows, or N / 48 if that is more, at most N / 4 and 4,096; else
+        N / 16, at most 64, or 4,096 where a large sparse dictionary (N K D of 2**33 or more, shallow nets) is shared
+        out among many rows.
     learning_rate_init : float or "auto", default="auto"
-        The largest learning rate of the schedule. "auto" falls, for large sparse dictionaries, with √K and grows with
-        the square root of the batch; their biases are raised while units are idle for 8,500 rows.
+        The largest learning rate of the schedule. "auto" falls with the columns where the way is short and they are
+        more than 384; for large sparse dictionaries it falls with √K and grows with the square root of the batch; their
+        biases are raised while units are idle for 8,500 rows.
     weight_decay : float or "auto", default="auto"
         Decoupled decay (AdamW) of the nonlinear paths beside linear ones, per unit of learning rate: it pulls
         the fit back to the linear model, so that corrections must earn their place. "auto" is 0.4. Nets
@@ -156,8 +158,9 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         Hold out `validation_fraction` of the rows; when the objective on them has not improved, by `tol`
         relative, for `n_iter_no_change` epochs, anneal the learning rate and stop; keep the best epoch if the
         improvement over the start, row by row, is more than three standard errors, else keep the start,
-        which is PCA of all rows. A fit is thus not made worse than its start by chance. False trains on every
-        row for all of `max_iter` epochs.
+        which is PCA of all rows. A fit is thus not made worse than its start by chance. An epoch after which twice
+        as much of the held-out rows is unexplained as at best is taken back, and the learning rate halved. False
+        trains on every row for all of `max_iter` epochs.
     validation_fraction : float, default=0.1
         At least 40 rows are held out, or a quarter of the rows if there are fewer than 160; none where that is one row.
     n_iter_no_change : int, default=10

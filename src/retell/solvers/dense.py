@@ -106,8 +106,7 @@ class Dense(Descent):
         with threads(self.threads):
             return (yield from super().stepping(x, constant_rate=constant_rate))
 
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        super().load_state(state)
+    def reread(self) -> None:
         for stretch in self.stretches:
             stretch.round()
 

@@ -115,8 +115,7 @@ class Sparse(Descent):
         with threads(1):  # those of `spread` are all: torch's own would go on turning on a core that they need
             return (yield from super().stepping(x, constant_rate=constant_rate))
 
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        super().load_state(state)
+    def reread(self) -> None:
         self.low.copy_(self.W)
 
     def restore_best(self) -> None:
