@@ -150,6 +150,9 @@ def test_explain_tells_of_the_oddest(at_shop: Path, rows: Any, capsys: pytest.Ca
     assert header.endswith("cells: given (expected, nats)")
     assert first.split()[0] == "7"
     assert first.split()[2:4] == [NAMES[2], f"{odd[7, 2]:.4g}"]
+    table = retell.load("m").surprise(read_rows("odd.csv")).table(40, 2)
+    assert main(["explain", "m", "odd.csv", "--rows", "40", "--cells", "2"]) == 0
+    assert capsys.readouterr().out.splitlines() == table.splitlines(), "rows told of are those of a look at all"
 
 
 def test_keep_seen_completes(at_shop: Path, rows: Any) -> None:

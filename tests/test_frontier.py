@@ -351,7 +351,7 @@ def test_the_command_writes_a_frontier(tmp_path, capsys):
     [
         (["--target-l0", "8"], 2, "nothing varies"),
         (["--code-activation", "Top(1), Top(2)"], 2, "Top"),
-        (["--test", "new.txt", "--target-l0", "1,2"], 2, "new.txt ends in"),
+        (["--test", "new.txt", "--target-l0", "1,2"], 2, "there is no file or folder new.txt"),
         (["--code-activation", "Sigmoid(), Tanh()", "--target-l0", "1,2"], 3, "target_l0"),
     ],
 )

@@ -78,6 +78,14 @@ def test_steps_that_are_too_long_become_shorter(rate):
     assert scores[-1] == scores.max() > model.pca_score_ + 0.05
 
 
+def test_patience_begins_anew_with_shorter_steps():
+    """From a rate far too large it takes more epochs to come to a good one than a fit has patience."""
+    train, _ = halves(load_digits)
+    model = Autoencoder(8, learning_rate_init=3.0, n_iter_no_change=2, max_iter=25, random_state=0).fit(train)
+    assert max(model.validation_scores_[:3]) < 0
+    assert max(model.validation_scores_) > model.pca_score_ + 0.1
+
+
 @pytest.mark.parametrize(
     ("given", "solvers"),
     [({"learning_rate_init": 0.03}, ["dense"]),

@@ -262,6 +262,14 @@ def test_a_failed_save_leaves_a_whole_model(rows, two, tmp_path, monkeypatch, pl
         assert fails, "the test must have broken something"
 
 
+def test_a_checkpoint_is_no_model_and_says_what_it_is(tmp_path):
+    turns = Autoencoder(2, max_iter=5, random_state=0).fit_epochs(load_wine().data, checkpoint=tmp_path / "c")
+    next(turns)
+    turns.close()
+    with pytest.raises(ModelFileError, match=r"c is the checkpoint of a fit that has not ended: retell fit --resume"):
+        retell.load(tmp_path / "c")
+
+
 @pytest.mark.parametrize("place", [(os, "fsync"), (os, "replace"), (store, "_write"), (store, "_sync")])
 def test_a_failed_checkpoint_leaves_the_old_one(tmp_path, monkeypatch, place):
     for turn in (1, 2):

@@ -246,7 +246,7 @@ class Descent:
         for moments in self.moments.values():
             for moment in moments:
                 moment.zero_()
-        self.eased /= 2
+        self.eased, self.stale = self.eased / 2, 0
         self.reread()
 
     def reread(self) -> None:
@@ -467,10 +467,11 @@ class Descent:
         better = loss < self.best_loss - self.recipe.tol * abs(self.best_loss)
         self.stale = 0 if better or not comparable else self.stale + 1
         if not math.isfinite(loss):
-            decay = self.recipe.decay * self.recipe.learning_rate  # of a weight in a step
+            rate, kept = self.recipe.learning_rate, "what was best before" if held_out else "the epoch before"
+            decays = rate < 1 < self.recipe.decay * rate  # of a weight in a step
             warnings.warn(
-                f"training diverged in epoch {self.epoch} (the objective is {loss}): it stopped there and kept what"
-                f" was best before; lower {'weight_decay' if decay > 1 else 'learning_rate_init'}",
+                f"training diverged in epoch {self.epoch} (the objective is {loss}): it stopped there and kept"
+                f" {kept}; lower {'weight_decay' if decays else f'learning_rate_init, which was {rate:g}'}",
                 stacklevel=2,
             )
             self.end = self.step

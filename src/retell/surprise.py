@@ -59,8 +59,12 @@ class Surprise:
     def __str__(self) -> str:
         return self.table()
 
-    def table(self, n: int = SHOWN, cells: int = 3) -> str:
-        """The n oddest rows, each with so many of its oddest cells, the oddest first."""
+    def table(self, n: int = SHOWN, cells: int = 3, numbers: Array | None = None) -> str:
+        """The n oddest rows, each with so many of its oddest cells, the oddest first.
+
+        Rows are called by `numbers` (N,), by default from 0 on.
+        """
+        numbers = np.arange(len(self)) if numbers is None else numbers
         lines = [f"{'row':>7} {'log density':>12}  cells: given (expected, nats)"]
         for row in self.oddest[:n]:
             nats = np.nan_to_num(self.nats[row])
@@ -69,7 +73,7 @@ class Surprise:
                 for j in np.argsort(-nats, kind="stable")[:cells]
                 if nats[j] > 0
             ]
-            lines.append(f"{row:>7} {self.log_density[row]:>12.5g}  {', '.join(said)}".rstrip())
+            lines.append(f"{numbers[row]:>7} {self.log_density[row]:>12.5g}  {', '.join(said)}".rstrip())
         return "\n".join(lines)
 
 

@@ -97,8 +97,11 @@ def write_rows(path: str | os.PathLike[str], rows: Array, names: Sequence[str]) 
 
 def check_data(path: Path) -> None:
     """Refuse a path that is neither a folder nor one of a kind of file known here."""
-    if not path.is_dir():
-        check_suffix(path)
+    if path.is_dir():
+        return
+    if not path.exists() and path.suffix.lower() not in READERS:
+        raise FileNotFoundError(f"there is no file or folder {path}")
+    check_suffix(path)
 
 
 def check_suffix(path: Path) -> None:
