@@ -454,10 +454,11 @@ class Descent:
             for moment, value in self.moments[p]._asdict().items():
                 value.copy_(state[f"{moment}/{name}"])
         self.first_rows, self.best_rows = state["first_rows"], state["best_rows"]
-        *counts, self.anneal_from, self.end, self.best_loss, self.left, self.eased = state["numbers"].tolist()[:9]
-        self.dial.load(state["numbers"].tolist()[9:])
+        epoch, kept, step, stale, *numbers = state["numbers"].tolist()
+        self.anneal_from, self.end, self.best_loss, self.left, self.eased, *dial = numbers
+        self.dial.load(dial)
         self.recipe = replace(self.recipe, objective=self.dial.objective)
-        self.epoch, self.kept, self.step, self.stale = map(int, counts)
+        self.epoch, self.kept, self.step, self.stale = int(epoch), int(kept), int(step), int(stale)
         self.reread()
 
     def _judge(self, terms: dict[str, float], judged: Judgement | None) -> Epoch:

@@ -238,14 +238,14 @@ def _read(path: Path, name: str) -> bytes:
         raise ModelFileError(f"there is no model at {path}")
     if not os.path.isdir(path):
         raise ModelFileError(f"{path} is not a model: a folder with model.toml was expected")
-    if (path / "checkpoint.retell").is_file():
-        raise ModelFileError(
-            f"{path} is the checkpoint of a fit that has not ended: retell fit --resume {path}, or fit(X,"
-            f" checkpoint={str(path)!r}), goes on with it"
-        )
     try:
         return (path / name).read_bytes()
     except OSError as error:
+        if (path / "checkpoint.retell").is_file():
+            raise ModelFileError(
+                f"{path} is the checkpoint of a fit that has not ended: retell fit --resume {path}, or fit(X,"
+                f" checkpoint={str(path)!r}), goes on with it"
+            ) from None
         raise ModelFileError(f"{path} is not a complete model: {name}: {error.strerror}") from None
 
 

@@ -147,8 +147,7 @@ class Dense(Descent):
             recipe.constraint.project(self.held[0])
         if self.dial:
             self.answer(*self.seen, rate)
-        for stretch in self.stretches:
-            stretch.round()
+        self.reread()
         self.step += 1
         return values
 
