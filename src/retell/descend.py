@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from retell.adam import Group, Moments, adamw, clip, further_by, up_and_down
 from retell.batches import CELLS, Batches, InStep, how_many
 from retell.codec import Codec
 from retell.corruptions import Nothing
@@ -24,9 +25,7 @@ from retell.metrics import Explained
 from retell.objective import Objective
 from retell.seeds import HELD_OUT, NOISE, generator
 
-__all__ = [
-    "Descent", "Epoch", "Group", "Judgement", "Moments", "Recipe", "Turns", "adamw", "clip", "up_and_down",
-]  # fmt: skip
+__all__ = ["Descent", "Epoch", "Judgement", "Recipe", "Turns"]
 
 
 @dataclass(frozen=True)
@@ -90,72 +89,22 @@ class Judgement(NamedTuple):
     score: float
     """R² of the rows, uncorrupted."""
 
+    @property
+    def loss(self) -> float:
+        """The objective."""
+        return sum(self.terms.values())
+
 
 T = TypeVar("T")
 Turns = Generator[None, None, T]
 """What is done a turn at a time, so that others may do theirs in between; and its outcome."""
 
-ASTRAY = 2.0  # times as much unexplained of held-out rows as by the best parameters: the steps were too long
+ASTRAY = 0.5  # of what the best parameters explain: if more of it is lost, the steps were too long
+WATCHED = 256  # rows that tell so where none are held out
 TAIL = 3  # epochs over which the learning rate falls to zero when held-out rows have stopped improving
 ROWS = 2048  # judged at a time, at most
-EPSILON = 1e-12  # of Adam
 IDLE = 8_500  # rows without activity after which a unit is helped
 NOTHING = 1e-30  # what a first moment is taken for zero below
-
-
-class Group(NamedTuple):
-    """Parameters that learn alike."""
-
-    parameters: list[Any]
-    share: float
-    """Of the learning rate."""
-    decay: float
-
-
-class Moments(NamedTuple):
-    """What Adam remembers of a parameter."""
-
-    mean: Tensor
-    square: Tensor
-    step: Tensor
-    """Steps taken."""
-
-    @classmethod
-    def of(cls, p: Tensor) -> Moments:
-        return cls(torch.zeros_like(p), torch.zeros_like(p), torch.zeros((), device=p.device))
-
-
-def adamw(
-    values: list[Tensor], gradients: list[Any], moments: list[list[Tensor]], rate: float, betas: tuple[float, float],
-    group: Group,
-) -> None:  # fmt: skip
-    """One step in place (Loshchilov & Hutter 2019), by the kernel of `torch.optim.AdamW`; `Moments` side by side,
-    whose steps count this one already."""
-    means, squares, steps = moments
-    torch._fused_adamw_(
-        values, gradients, means, squares, [], steps, lr=rate * group.share, beta1=betas[0], beta2=betas[1],
-        weight_decay=group.decay, eps=EPSILON, amsgrad=False, maximize=False,
-    )  # fmt: skip
-
-
-@contextmanager
-def further_by(alpha: float, p: Tensor) -> Iterator[None]:
-    """Whatever p moves inside, it moves so many times as far again in the end."""
-    was = p.clone()
-    yield
-    p.add_(p - was, alpha=alpha)
-
-
-def clip(gradients: list[Any], most: float) -> None:
-    """Scale the gradient, in place, to the norm `most` where it is larger."""
-    if most < math.inf:
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-        torch._foreach_mul_(gradients, (most / norm).clamp(max=1.0))
-
-
-def up_and_down(at: float, total: float, up: float = 0.1) -> float:
-    """What part of the largest learning rate to use at a step of so many: up for a share of the way, then to zero."""
-    return max(0.0, min((at + 1) / max(1.0, up * total), (total - at) / ((1 - up) * total)))
 
 
 def outcome(turns: Turns[T]) -> T:
@@ -196,7 +145,9 @@ class Descent:
         # the best parameters, once there is something to go back to, and of which epoch they are; 0 is the start
         self.best, self.kept = dict[str, Tensor](), 0
         self.stopped = False
-        self.left, self.eased = math.inf, 1.0  # what the best parameters leave unexplained; of the learning rate
+        # of the best parameters, by the rows that judge or are watched: R² and the objective
+        self.reached, self.least = 0.0, math.inf
+        self.eased = 1.0  # of the learning rate, after steps that were too long
         self.first: dict[str, Tensor] | None = None  # the start, where a better epoch must be so beyond doubt
         self.first_rows = self.best_rows = torch.zeros(0)
         self.batches: Batches | InStep = Batches()
@@ -212,7 +163,7 @@ class Descent:
         x : Tensor of shape (N, D)
             Scaled rows, NaN where unseen.
         held_out : Tensor of shape (M, D), optional
-            Rows that judge; None lets the training objective judge.
+            Rows that judge; None lets the training objective judge, and a few of the rows say if steps are too long.
         """
         return filter(None, self.course(x, held_out))
 
@@ -221,23 +172,70 @@ class Descent:
         self.end = min(self.end, self.recipe.max_iter * self._steps(x))
         if not self.best:
             self.keep()
-        if held_out is not None and self.epoch == 0:
-            start = yield from self.judging(held_out)
-            self.best_loss, self.first_rows, self.best_rows = sum(start.terms.values()), start.rows, start.rows
-            self.left = 1 - start.score
-            self.first = self.best if self.recipe.sure else None
+        watched = self.some(x) if held_out is None else held_out
+        if self.epoch == 0:
+            start = yield from self.judging(watched)
+            self._note(start)
+            if held_out is not None:
+                self.best_loss, self.first_rows, self.best_rows = start.loss, start.rows, start.rows
+                self.first = self.best if self.recipe.sure else None
         while self.step < self.end:
             terms = yield from self.stepping(x)
-            judged = None if held_out is None else (yield from self.judging(held_out))
-            epoch = self._judge(terms, judged)
-            if judged is not None and epoch.improved:
-                self.left = 1 - judged.score
-            elif judged is not None and self.dial.comparable and 1 - judged.score > ASTRAY * self.left:
+            now = yield from self.judging(watched)
+            astray = self._is_astray(now)
+            epoch = self._judge(terms, None if held_out is None else now, astray=astray)
+            if self.kept == self.epoch:
+                self._note(now)
+            elif astray:
                 self._go_back()
             stalled = held_out is not None and self.dial.comparable and self.stale >= self.recipe.n_iter_no_change
             if stalled and self.end - self.step > TAIL * self._steps(x):
                 self.anneal_from, self.end = self.step, self.step + TAIL * self._steps(x)
             yield epoch._replace(finished=self.step >= self.end)
+
+    def guarded(self, x: Tensor, *, constant_rate: bool = False) -> tuple[dict[str, float], bool]:
+        """`one_epoch` on rows that come once, and whether it had to be taken back.
+
+        Warns
+        -----
+        UserWarning
+            If it was.
+        """
+        watched = self.some(x)
+        self.keep()
+        self._note(self.evaluate(watched))
+        terms = self.one_epoch(x, constant_rate=constant_rate)
+        now = self.evaluate(watched)
+        astray = self._is_astray(now)
+        if astray and math.isfinite(sum(terms.values())):  # else what judges the epoch says so
+            warnings.warn(
+                f"these {len(x):,} rows have taught nothing: after an epoch on them R² was {now.score:.3g} where it had"
+                f" been {self.reached:.3g}, as its steps were too long; it was taken back, and steps are half as long"
+                f" from now on; lower learning_rate_init, which was {self.recipe.learning_rate:g}",
+                stacklevel=2,
+            )
+        if astray:
+            self._go_back()
+        return terms, astray
+
+    def some(self, x: Any) -> Tensor:
+        """A few rows, evenly spaced."""
+        some: Tensor = x[:: max(1, len(x) // WATCHED)]
+        return some
+
+    def _note(self, now: Judgement) -> None:
+        """What rows say of the parameters to go back to."""
+        self.reached, self.least = now.score, now.loss
+
+    def _is_astray(self, now: Judgement) -> bool:
+        """Whether the steps since the best parameters were too long.
+
+        Those of large dictionaries seem so for epochs, and find better units for it as they become shorter.
+        """
+        unlike = self.dial.turns and not len(self.dial.judges)  # the code of a later epoch has fewer units a row
+        if now.loss < self.least or unlike or self.recipe.revive or not self.dial.comparable:
+            return False
+        return not now.score >= self.reached - ASTRAY * abs(self.reached)  # so that a nan is astray too
 
     def _go_back(self) -> None:
         """To the best parameters so far, from where the steps have led astray; they are half as long from now on."""
@@ -271,7 +269,7 @@ class Descent:
             for rows in self.batches.shuffled(x, self.recipe.batch_size, self.seed, self.epoch):
                 if self.dial.turns:
                     self.dial.begin(self.step, self.done)
-                rate = self.recipe.learning_rate * (1.0 if constant_rate else self.share(steps))
+                rate = self.recipe.learning_rate * (self.eased if constant_rate else self.share(steps))
                 table[len(sizes)] = torch.stack(self.one_step(rows, noise, rate))
                 sizes.append(rows.shape[0])
                 yield
@@ -394,7 +392,7 @@ class Descent:
             self.judges, self.explained = x, Explained(self.codec.centre.double().cpu().numpy())
         rows: dict[str, list[Tensor]] = {name: [] for name in recipe.objective.names}
         error = torch.zeros((), dtype=torch.float64, device=x.device)
-        for some in self.batches.in_order(x, size, self.epoch):
+        for some in torch.split(x, size) if isinstance(x, Tensor) else self.batches.in_order(x, size, self.epoch):
             if new:
                 self.explained.see(some.double().cpu().numpy())
             p = self.codec(some, recipe.corruption(some, noise), noise)
@@ -430,7 +428,7 @@ class Descent:
             for moment, value in self.moments[p]._asdict().items()
         }
         counts = [self.epoch, self.kept, self.step, self.stale]
-        numbers = [*counts, self.anneal_from, self.end, self.best_loss, self.left, self.eased]
+        numbers = [*counts, self.anneal_from, self.end, self.best_loss, self.reached, self.least, self.eased]
         numbers += self.dial.state()
         weights = {
             f"{kind}/{name}": value.clone()  # best may be first, and a file holds each on its own
@@ -455,13 +453,13 @@ class Descent:
                 value.copy_(state[f"{moment}/{name}"])
         self.first_rows, self.best_rows = state["first_rows"], state["best_rows"]
         epoch, kept, step, stale, *numbers = state["numbers"].tolist()
-        self.anneal_from, self.end, self.best_loss, self.left, self.eased, *dial = numbers
+        self.anneal_from, self.end, self.best_loss, self.reached, self.least, self.eased, *dial = numbers
         self.dial.load(dial)
         self.recipe = replace(self.recipe, objective=self.dial.objective)
         self.epoch, self.kept, self.step, self.stale = int(epoch), int(kept), int(step), int(stale)
         self.reread()
 
-    def _judge(self, terms: dict[str, float], judged: Judgement | None) -> Epoch:
+    def _judge(self, terms: dict[str, float], judged: Judgement | None, *, astray: bool = False) -> Epoch:
         held_out, score = ({}, None) if judged is None else (judged.terms, judged.score)
         loss = sum((held_out or terms).values())
         improved, comparable = loss < self.best_loss, self.dial.comparable
@@ -476,11 +474,11 @@ class Descent:
                 stacklevel=2,
             )
             self.end = self.step
-        elif improved or judged is None or not comparable:
+        elif (improved or judged is None or not comparable) and not astray:
             self.best_loss = min(loss, self.best_loss) if comparable else loss
             self.keep()
             self.best_rows = self.best_rows if judged is None else judged.rows
-        return Epoch(self.epoch, terms, held_out, score, loss, improved, False)
+        return Epoch(self.epoch, terms, held_out, score, loss, improved and not astray, False)
 
     def _steps(self, x: Tensor) -> int:
         """Steps an epoch."""

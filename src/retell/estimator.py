@@ -158,9 +158,9 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         Hold out `validation_fraction` of the rows; when the objective on them has not improved, by `tol`
         relative, for `n_iter_no_change` epochs, anneal the learning rate and stop; keep the best epoch if the
         improvement over the start, row by row, is more than three standard errors, else keep the start,
-        which is PCA of all rows. A fit is thus not made worse than its start by chance. An epoch after which twice
-        as much of the held-out rows is unexplained as at best is taken back, and the learning rate halved. False
-        trains on every row for all of `max_iter` epochs.
+        which is PCA of all rows. A fit is thus not made worse than its start by chance. False trains on every
+        row for all of `max_iter` epochs. Either way an epoch after which less than half of what was explained at best
+        is left, of held-out rows or of a few others, is taken back, and the learning rate halved.
     validation_fraction : float, default=0.1
         At least 40 rows are held out, or a quarter of the rows if there are fewer than 160; none where that is one row.
     n_iter_no_change : int, default=10
@@ -360,7 +360,9 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         The first call settles scaling, widths and the first weights, unless a fit has done so; nothing is held out,
         and the learning rate stays at its largest. What `score_samples` knows of residuals and codes is then of a
         sample of all rows given to these calls, some 2,000, as the model is now; where a fit went before, that
-        counts with the number of its rows. `n_iter_` and the curves go on.
+        counts with the number of its rows. `n_iter_` and the curves go on. If the epoch makes the model explain less
+        than half of what it explained of these rows, it is taken back, with a warning, and steps are half as long
+        from then on.
 
         The optimiser's moments and the sample are kept between calls, and by pickle; a model folder has neither: after
         `retell.load` they begin anew, as they do after a fit.

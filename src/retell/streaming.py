@@ -11,7 +11,8 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from retell.descend import Epoch, up_and_down
+from retell.adam import up_and_down
+from retell.descend import Epoch
 from retell.rows.blocks import POOL, spaced
 from retell.rows.massive import Limit
 from retell.rows.pool import Pool
@@ -167,7 +168,8 @@ class Streaming:
         holed, turning = bool(np.isnan(section).any()), plan.survey.turning
         rows = Rows(self._wide(section), plan.survey.scaling, plan.codec.centre, holed=holed, turning=turning)
         x: Any = rows if rows.device.type == "cpu" else rows[:]
-        epoch = self.descent._judge(self.descent.one_epoch(x), None)
+        terms, astray = self.descent.guarded(x)
+        epoch = self.descent._judge(terms, None, astray=astray)
         self.training.n_rows += len(section)
         self.training.history.append(epoch)
         return epoch

@@ -217,15 +217,13 @@ class Training:
     def more(self, rows: Array) -> None:
         """One epoch on rows (N, D) at the largest learning rate; the record is of a sample of all that have come."""
         self.plan.go_on_with(rows)
-        terms = self.descent.one_epoch(self.plan.rows(), constant_rate=True)
+        terms, astray = self.descent.guarded(self.plan.rows(), constant_rate=True)
         self.sample.add(rows)
         self.n_rows = self.sample.count
         if anew := self.n_rows >= 2 * self._looked:  # so that it costs little, however many calls there are
             self._looked = self.n_rows
         self.plan.judge_by(self.sample.rows, anew=anew)
-        loss = sum(terms.values())
-        self.history.append(Epoch(self.descent.epoch, terms, {}, None, loss, True, False))
-        self.descent.best_loss, self.descent.kept = min(loss, self.descent.best_loss), self.descent.epoch
+        self.history.append(self.descent._judge(terms, None, astray=astray))
 
     def _exact(self) -> Epoch:
         plan, codec, seen = self.plan, self.plan.codec, self.plan.survey

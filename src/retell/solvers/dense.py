@@ -16,10 +16,11 @@ import torch
 from torch import Generator, Tensor, nn
 
 from retell.activations import Identity, ReLU, Sigmoid, Tanh
+from retell.adam import Group, Moments, adamw
 from retell.codec import Codec
 from retell.constraints import Free, NonNegative, UnitNorm, UnitRMS
 from retell.corruptions import Nothing
-from retell.descend import Descent, Group, Judgement, Moments, Recipe, Turns, adamw
+from retell.descend import Descent, Judgement, Recipe, Turns
 from retell.losses import MSE
 from retell.metrics import Explained
 from retell.objective import Objective, at, mean, total_weight, value_of

@@ -19,10 +19,11 @@ import torch
 from torch import Generator, Tensor
 
 from retell.activations import BatchTopK, JumpReLU, ReLU, TopK
+from retell.adam import Moments, adamw, clip
 from retell.codec import Codec
 from retell.constraints import Free, NonNegative, UnitNorm
 from retell.corruptions import Nothing
-from retell.descend import Descent, Moments, Recipe, Turns, adamw, clip
+from retell.descend import Descent, Recipe, Turns
 from retell.losses import MSE, Nested
 from retell.objective import at
 from retell.parts import part_of
