@@ -656,3 +656,14 @@ def test_load_names_what_is_wrong_with_the_place(tmp_path):
     make().fit(ROWS).save(tmp_path / "model")
     with pytest.raises(ModelFileError, match=r"is not a model: a folder"):
         retell.load(tmp_path / "model" / "model.toml")
+
+
+def test_rows_that_come_once_are_sent_to_fit_stream_and_those_that_are_there_to_fit():
+    X = np.random.default_rng(0).normal(size=(178, 13))
+    with pytest.raises(TypeError, match=r"rows \(N, D\) were expected, got generator, which .* to fit_stream"):
+        Autoencoder(2).fit(row for row in X)
+    with pytest.raises(TypeError, match=r"rows \(N, D\) were expected, got NoneType$"):
+        Autoencoder(2).fit(None)
+    for rows in (X, pd.DataFrame(X), torch.tensor(X)):
+        with pytest.raises(ValueError, match=r"got one \w+ of shape \(178, 13\): give it to fit, or as \[X\]"):
+            Autoencoder(2).fit_stream(rows)

@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 import retell
-from retell import Autoencoder
+from retell import Autoencoder, auto
 from retell.density import Density
 from retell.rows.sample import Sample
 from retell.seeds import SAMPLE, generator
@@ -122,3 +122,14 @@ def test_a_sample_is_even():
         assert (np.diff(sample.rows[:, 0]) > 0).all()
         counts[sample.rows[:, 0].astype(int)] += 1
     assert abs(counts - 100).max() < 4 * np.sqrt(400 * 0.25 * 0.75)
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_a_call_that_diverges_leaves_the_model_as_it_was(large, monkeypatch):
+    monkeypatch.setattr(auto, "LARGE", 1 if large else auto.LARGE)
+    X = np.random.default_rng(0).normal(size=(2000, 16)).astype(np.float32)
+    model = Autoencoder(256, code_activation="TopK(4)", learning_rate_init=1e30, random_state=0)
+    with pytest.warns(UserWarning, match="diverged|taught nothing"):
+        model.partial_fit(X)
+    assert np.isfinite(model.transform(X)).all()
+    assert model.score(X) > -1

@@ -154,6 +154,8 @@ TEXTS = {
     "thousands.csv": ("a\tb\n1\t1,234\n", "column 'b' holds text, '1,234' in row 0"),
     "points.csv": ("a;b\n1;1,5\n2;1.5\n", "column 'b' holds text, '1.5' in row 1"),
     "ragged.csv": ("a,b\n1,2\n3\n", "can't be read as .csv"),
+    "marks.csv": ("a,b,c\n1,?,x\n2,3,y\n", r"column 'b' holds text, '\?' in row 0 \(nor are 'c' numbers\).*leave such"),
+    "many.csv": ("a,b,c,d,e\nx,x,x,x,x\n", r"'a' .*\(nor are 'b', 'c', 'd', \.\.\. numbers\).*: encode it"),
     "binary.csv": ("a\n\x00\x01", "column 'a' holds text"),
     "text.npy": ("a,b\n1,2\n", "can't be read as .npy"),
     "text.npz": ("a,b\n1,2\n", "no .npz of numbers"),

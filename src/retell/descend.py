@@ -201,19 +201,22 @@ class Descent:
         UserWarning
             If it was.
         """
-        watched = self.some(x)
+        watched = None if self.recipe.revive else self.some(x)
         self.keep()
-        self._note(self.evaluate(watched))
+        if watched is not None:
+            self._note(self.evaluate(watched))
         terms = self.one_epoch(x, constant_rate=constant_rate)
-        now = self.evaluate(watched)
-        astray = self._is_astray(now)
-        if astray and math.isfinite(sum(terms.values())):  # else what judges the epoch says so
-            warnings.warn(
-                f"these {len(x):,} rows have taught nothing: after an epoch on them R² was {now.score:.3g} where it had"
-                f" been {self.reached:.3g}, as its steps were too long; it was taken back, and steps are half as long"
-                f" from now on; lower learning_rate_init, which was {self.recipe.learning_rate:g}",
-                stacklevel=2,
-            )
+        astray = not math.isfinite(sum(terms.values()))  # what judges the epoch says so
+        if watched is not None and not astray:
+            now = self.evaluate(watched)
+            astray = self._is_astray(now)
+            if astray:
+                warnings.warn(
+                    f"these {len(x):,} rows have taught nothing: after an epoch on them R² was {now.score:.3g} where it"
+                    f" had been {self.reached:.3g}, as its steps were too long; it was taken back, and steps are half"
+                    f" as long from now on; lower learning_rate_init, which was {self.recipe.learning_rate:g}",
+                    stacklevel=2,
+                )
         if astray:
             self._go_back()
         return terms, astray

@@ -393,7 +393,9 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         The first 128 MB of rows settle scaling, widths and the first weights, as all rows do in `fit`. They are also
         the pool that all later rows go through: each that comes takes the place of one drawn at random, which is
         trained on, in steps of `batch_size` rows. Nothing else is held, however long the stream is. With
-        `early_stopping` a share of the first rows is held out; they judge the result, but do not end it.
+        `early_stopping` a share of the first rows is held out; they judge the result, but do not end it. Rows after
+        which less than half is explained of what was before have taught nothing: a warning says so, and steps are
+        half as long from then on.
 
         Parameters
         ----------
@@ -846,6 +848,9 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
     def _named_rows(self, X: Any, *, reset: bool = False, parts: Parts | None = None) -> tuple[Array, Any]:
         """X as an array of floats, and its columns' names or None; values are read only for `parts`."""
+        if X is None or hasattr(X, "__next__"):
+            once = "" if X is None else ", which can be read once only: give batches that come one by one to fit_stream"
+            raise TypeError(f"rows (N, D) were expected, got {type(X).__name__}{once}")
         X = as_numpy(read_rows(X) if isinstance(X, str | os.PathLike) else X)
         check_kinds(X)
         least = 2 if reset else 1
@@ -925,6 +930,11 @@ def first_rows(
     """
     if n_rows is not None and not (isinstance(n_rows, int | np.integer) and n_rows >= 2):
         raise ValueError(f"n_rows={n_rows!r} is not possible: an int from 2 on or None was expected")
+    if getattr(batches, "ndim", 0) == 2:
+        raise ValueError(
+            f"batches of rows were expected, got one {type(batches).__name__} of shape {tuple(batches.shape)}: "  # type: ignore[attr-defined]
+            "give it to fit, or as [X]"
+        )
     names, batches = named(batches)
     first, coming, ended = beginning(arrays(batches, n_rows, loss, names), POOL)
     return Shards.of(first) if first.dtype == np.float16 else first, names, coming, len(first) if ended else n_rows

@@ -27,6 +27,8 @@ __all__ = ["check_data", "check_suffix", "read_rows", "replacing", "room_for", "
 Array = npt.NDArray[Any]
 
 ENOUGH = 100  # rows that tell what the others are like
+FEW = 4  # columns that a message names, at most
+MARKS = "?", "-", "--", "*", ".", "missing", "unknown", "none"  # that people put where they know no number
 CHANCE = 1e-3  # up to which a first row is not taken for one of the others
 
 
@@ -251,13 +253,14 @@ def _as_floats(table: Any, path: Path, point: str = ".") -> Any:
     if table.num_rows == 0:
         raise ValueError(f"{path} has no rows")
     columns = []
+    strange = [name for name, kind in zip(names, table.schema.types, strict=True) if not _is_numeric(pa, kind)]
+    if strange:
+        said, remedy = _strange(strange[0], table.column(strange[0]), point)
+        others = f" (nor are {', '.join(map(repr, strange[1:FEW]))}{', ...' * (len(strange) > FEW)} numbers)"
+        raise ValueError(f"{path}: {said}{others * (len(strange) > 1)}; numbers were expected: {remedy}")
     for name, column in zip(names, table.columns, strict=True):
         kind = column.type
         if not (pa.types.is_floating(kind) and kind.bit_width >= 32):
-            if not _is_numeric(pa, kind):
-                raise ValueError(
-                    f"{path}: {_strange(name, column, point)}; numbers were expected: encode it or leave it out"
-                )
             if pa.types.is_integer(kind) and kind.bit_width == 64:
                 extent = _pyarrow("compute").min_max(column).as_py()
                 warn_rounded(f"{path}: column {name!r}", extent["min"] or 0, extent["max"] or 0)
@@ -271,15 +274,17 @@ def _is_numeric(pa: Any, kind: Any) -> bool:
     return any(test(kind) for test in known)
 
 
-def _strange(name: str, column: Any, point: str) -> str:
-    """What a column holds in the place of numbers, and where first."""
+def _strange(name: str, column: Any, point: str) -> tuple[str, str]:
+    """What a column holds in the place of numbers, and where first; and what to do."""
     kind = str(column.type)
     empty = [None, *_pyarrow("csv").ConvertOptions().null_values]  # they are none where the others are numbers
     for row, value in enumerate(column.to_pylist()):
         if value not in empty and not (isinstance(value, str) and _is_number(value, point)):
             what = "text" if isinstance(value, str) else kind
-            return f"column {name!r} holds {what}, {str(value)!r} in row {row}"
-    return f"column {name!r} holds {kind}"
+            mark = str(value).strip().lower() in MARKS
+            remedy = "if that stands for a missing one, leave such cells empty" if mark else "encode it or leave it out"
+            return f"column {name!r} holds {what}, {str(value)!r} in row {row}", remedy
+    return f"column {name!r} holds {kind}", "encode it or leave it out"
 
 
 def _is_number(text: str, point: str) -> bool:
