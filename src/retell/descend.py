@@ -21,11 +21,12 @@ from retell.batches import CELLS, Batches, InStep, how_many
 from retell.codec import Codec
 from retell.corruptions import Nothing
 from retell.dials import NO_AIM, Aim, Dial
+from retell.guard import Guard, Judgement
 from retell.metrics import Explained
 from retell.objective import Objective
 from retell.seeds import HELD_OUT, NOISE, generator
 
-__all__ = ["Descent", "Epoch", "Judgement", "Recipe", "Turns"]
+__all__ = ["Descent", "Epoch", "Recipe", "Turns"]
 
 
 @dataclass(frozen=True)
@@ -80,27 +81,10 @@ class Epoch(NamedTuple):
     """Whether the stopping rule says that this was the last."""
 
 
-class Judgement(NamedTuple):
-    """What held-out rows say."""
-
-    terms: dict[str, float]
-    rows: Tensor
-    """The objective on each row (M,)."""
-    score: float
-    """R² of the rows, uncorrupted."""
-
-    @property
-    def loss(self) -> float:
-        """The objective."""
-        return sum(self.terms.values())
-
-
 T = TypeVar("T")
 Turns = Generator[None, None, T]
 """What is done a turn at a time, so that others may do theirs in between; and its outcome."""
 
-ASTRAY = 0.5  # of what the best parameters explain: if more of it is lost, the steps were too long
-WATCHED = 256  # rows that tell so where none are held out
 TAIL = 3  # epochs over which the learning rate falls to zero when held-out rows have stopped improving
 ROWS = 2048  # judged at a time, at most
 IDLE = 8_500  # rows without activity after which a unit is helped
@@ -145,9 +129,7 @@ class Descent:
         # the best parameters, once there is something to go back to, and of which epoch they are; 0 is the start
         self.best, self.kept = dict[str, Tensor](), 0
         self.stopped = False
-        # of the best parameters, by the rows that judge or are watched: R² and the objective
-        self.reached, self.least = 0.0, math.inf
-        self.eased = 1.0  # of the learning rate, after steps that were too long
+        self.guard = Guard(self.dial, watches=not recipe.revive)
         self.first: dict[str, Tensor] | None = None  # the start, where a better epoch must be so beyond doubt
         self.first_rows = self.best_rows = torch.zeros(0)
         self.batches: Batches | InStep = Batches()
@@ -172,20 +154,20 @@ class Descent:
         self.end = min(self.end, self.recipe.max_iter * self._steps(x))
         if not self.best:
             self.keep()
-        watched = self.some(x) if held_out is None else held_out
-        if self.epoch == 0:
+        watched = self.guard.some(x) if held_out is None else held_out
+        if self.epoch == 0 and watched is not None:
             start = yield from self.judging(watched)
-            self._note(start)
+            self.guard.note(start)
             if held_out is not None:
                 self.best_loss, self.first_rows, self.best_rows = start.loss, start.rows, start.rows
                 self.first = self.best if self.recipe.sure else None
         while self.step < self.end:
             terms = yield from self.stepping(x)
-            now = yield from self.judging(watched)
-            astray = self._is_astray(now)
+            now = None if watched is None else (yield from self.judging(watched))
+            astray = self.guard.is_astray(now)
             epoch = self._judge(terms, None if held_out is None else now, astray=astray)
             if self.kept == self.epoch:
-                self._note(now)
+                self.guard.note(now)
             elif astray:
                 self._go_back()
             stalled = held_out is not None and self.dial.comparable and self.stale >= self.recipe.n_iter_no_change
@@ -201,44 +183,25 @@ class Descent:
         UserWarning
             If it was.
         """
-        watched = None if self.recipe.revive else self.some(x)
+        watched = self.guard.some(x)
         self.keep()
         if watched is not None:
-            self._note(self.evaluate(watched))
+            self.guard.note(self.evaluate(watched))
         terms = self.one_epoch(x, constant_rate=constant_rate)
         astray = not math.isfinite(sum(terms.values()))  # what judges the epoch says so
         if watched is not None and not astray:
             now = self.evaluate(watched)
-            astray = self._is_astray(now)
+            astray = self.guard.is_astray(now)
             if astray:
                 warnings.warn(
                     f"these {len(x):,} rows have taught nothing: after an epoch on them R² was {now.score:.3g} where it"
-                    f" had been {self.reached:.3g}, as its steps were too long; it was taken back, and steps are half"
-                    f" as long from now on; lower learning_rate_init, which was {self.recipe.learning_rate:g}",
+                    f" had been {self.guard.reached:.3g}, as its steps were too long; it was taken back, and steps are"
+                    f" half as long from now on; lower learning_rate_init, which was {self.recipe.learning_rate:g}",
                     stacklevel=2,
                 )
         if astray:
             self._go_back()
         return terms, astray
-
-    def some(self, x: Any) -> Tensor:
-        """A few rows, evenly spaced."""
-        some: Tensor = x[:: max(1, len(x) // WATCHED)]
-        return some
-
-    def _note(self, now: Judgement) -> None:
-        """What rows say of the parameters to go back to."""
-        self.reached, self.least = now.score, now.loss
-
-    def _is_astray(self, now: Judgement) -> bool:
-        """Whether the steps since the best parameters were too long.
-
-        Those of large dictionaries seem so for epochs, and find better units for it as they become shorter.
-        """
-        unlike = self.dial.turns and not len(self.dial.judges)  # the code of a later epoch has fewer units a row
-        if now.loss < self.least or unlike or self.recipe.revive or not self.dial.comparable:
-            return False
-        return not now.score >= self.reached - ASTRAY * abs(self.reached)  # so that a nan is astray too
 
     def _go_back(self) -> None:
         """To the best parameters so far, from where the steps have led astray; they are half as long from now on."""
@@ -247,7 +210,7 @@ class Descent:
         for moments in self.moments.values():
             for moment in moments:
                 moment.zero_()
-        self.eased, self.stale = self.eased / 2, 0
+        self.guard.eased, self.stale = self.guard.eased / 2, 0
         self.reread()
 
     def reread(self) -> None:
@@ -272,7 +235,7 @@ class Descent:
             for rows in self.batches.shuffled(x, self.recipe.batch_size, self.seed, self.epoch):
                 if self.dial.turns:
                     self.dial.begin(self.step, self.done)
-                rate = self.recipe.learning_rate * (self.eased if constant_rate else self.share(steps))
+                rate = self.recipe.learning_rate * (self.guard.eased if constant_rate else self.share(steps))
                 table[len(sizes)] = torch.stack(self.one_step(rows, noise, rate))
                 sizes.append(rows.shape[0])
                 yield
@@ -374,7 +337,7 @@ class Descent:
         at = min(self.step, self.anneal_from)
         recipe = self.recipe
         share = up_and_down(at, recipe.max_iter * steps, recipe.warmup) if self.schedule is None else self.schedule(at)
-        share *= self.eased
+        share *= self.guard.eased
         if self.step > self.anneal_from:
             share *= (self.end - self.step) / (self.end - self.anneal_from)
         return share
@@ -431,8 +394,7 @@ class Descent:
             for moment, value in self.moments[p]._asdict().items()
         }
         counts = [self.epoch, self.kept, self.step, self.stale]
-        numbers = [*counts, self.anneal_from, self.end, self.best_loss, self.reached, self.least, self.eased]
-        numbers += self.dial.state()
+        numbers = [*counts, self.anneal_from, self.end, self.best_loss, *self.guard.state(), *self.dial.state()]
         weights = {
             f"{kind}/{name}": value.clone()  # best may be first, and a file holds each on its own
             for kind, values in (("codec", self.codec.state_dict()), ("best", self.best), ("first", self.first or {}))
@@ -456,8 +418,8 @@ class Descent:
                 value.copy_(state[f"{moment}/{name}"])
         self.first_rows, self.best_rows = state["first_rows"], state["best_rows"]
         epoch, kept, step, stale, *numbers = state["numbers"].tolist()
-        self.anneal_from, self.end, self.best_loss, self.reached, self.least, self.eased, *dial = numbers
-        self.dial.load(dial)
+        self.anneal_from, self.end, self.best_loss, *numbers = numbers
+        self.dial.load(self.guard.load(numbers))
         self.recipe = replace(self.recipe, objective=self.dial.objective)
         self.epoch, self.kept, self.step, self.stale = int(epoch), int(kept), int(step), int(stale)
         self.reread()

@@ -20,7 +20,8 @@ from retell.adam import Group, Moments, adamw
 from retell.codec import Codec
 from retell.constraints import Free, NonNegative, UnitNorm, UnitRMS
 from retell.corruptions import Nothing
-from retell.descend import Descent, Judgement, Recipe, Turns
+from retell.descend import Descent, Recipe, Turns
+from retell.guard import Judgement
 from retell.losses import MSE
 from retell.metrics import Explained
 from retell.objective import Objective, at, mean, total_weight, value_of
