@@ -84,13 +84,13 @@ def test_learned_with_as_many_units_as_are_left(rows, stops):
 def test_rows_held_out_correct_what_batches_say(rows, kind):
     model = make(kind, max_iter=1).fit(rows[:1000])
     dial = Dial(model.codec_, model.objective_, Aim(fvu=0.2))
-    dial.wanted = 8.0
-    dial.answer(0.2, 0.5, 100, (1e-3, 1e-3))
+    dial.wanted, dial.done = 8.0, 0.5
+    dial.answer(0.2, 100, (1e-3, 1e-3))
     assert dial.wanted == pytest.approx(8.0)
     dial.hear(0.25)
-    dial.answer(0.2, 0.5, 100, (1e-3, 1e-3))
+    dial.answer(0.2, 100, (1e-3, 1e-3))
     assert dial.wanted > 8.0
-    dial.answer(0.16, 0.5, 100, (1e-3, 1e-3))
+    dial.answer(0.16, 100, (1e-3, 1e-3))
     assert dial.wanted == pytest.approx(8.0 * math.exp(0.1 * math.log(1.25)))
 
 
@@ -101,7 +101,7 @@ def test_thresholds_leave_as_many_units_of_a_batch_as_are_wanted(rows, target):
     dial = Dial(codec, model.objective_, Aim(l0=target))
     before = codec.code_activation.threshold.detach().clone()
     dial.judges = x
-    dial.begin(7, 1.0)
+    dial.begin(7, math.inf)
     assert float((codec(x).h > 0).sum()) / len(x) == pytest.approx(LESS * target, abs=1 / len(x))
     factors = codec.code_activation.threshold.detach() / before
     assert float(factors.std()) < 1e-5 * float(factors.mean())
@@ -172,12 +172,46 @@ def test_thinned_out_by_its_steps(rows):
     model = make("BatchTopK", code_activation="BatchTopK(1)", max_iter=2).fit(rows[:3000])
     assert repr(model.codec_.code_activation.part) == "BatchTopK(1)"
     dial = Dial(model.codec_, model.objective_, NO_AIM, 4.0)
-    found = [dial.at(done) for done in (0.0, THIN / 2, THIN, 1.0)]
+    found = []
+    for step in (0, 50 * THIN, 100 * THIN, 99):
+        dial.begin(step, 100)
+        found.append(dial.now)
     assert found == pytest.approx([4.0, 2.0, 1.0, 1.0])
-    dial.begin(0, 0.0)
+    dial.begin(0, 100)
     assert model.codec_.code_activation.part.k == 4
     dial.rest()
     assert model.codec_.code_activation.part.k == 1
+
+
+def test_L1_is_thinned_out_where_it_has_the_time(rows):
+    model = make("ReLU", max_iter=1, target_l0=4).fit(rows[:300])
+    dial = Dial(model.codec_, model.objective_, Aim(l0=4.0), 16.0)
+    dial.judges = torch.from_numpy(rows[:40]).float()
+
+    def wanted(step, end):
+        dial.begin(step, end)
+        return dial.now
+
+    assert [wanted(step, 1000) for step in (0, 375, 750, 999)] == pytest.approx([16.0, 8.0, 4.0, 4.0])
+    assert [wanted(step, 300) for step in (0, 25, 50)] == pytest.approx([16.0, 8.0, 4.0])
+    assert wanted(0, 200) == wanted(0, math.inf) == 4.0
+
+
+@pytest.mark.parametrize("given", [{}, {"tied": True}, {"objective": "Huber() + 0.001 * L1()"}], ids=str)
+def test_codes_that_L1_has_made_short_are_made_longer(rows, given):
+    """By one factor, where that is least squares and leaves the decoder as it is."""
+    model = make("ReLU", target_l0=4, **given, solver="auto").fit(rows[:8000])
+    x, x_hat = (model.scaling_.to(some) for some in (rows[8000:], model.reconstruct(rows[8000:])))
+    off = x_hat - x_hat.mean(0)
+    slope = float((off * (x - x_hat.mean(0))).sum() / (off**2).sum())
+    assert slope > 1.05 if given else slope == pytest.approx(1, abs=0.02)
+
+
+def test_a_target_makes_a_linear_code_of_few_units(rows):
+    model = Autoencoder(8, code_activation="ReLU()", objective="MSE() + 0.01 * L1()", target_l0=3, random_state=0)
+    model.fit(rows[:1000])
+    assert not model.codec_.encoder.deep
+    assert reached(model, rows[8000:])[0] == pytest.approx(3, rel=0.1)
 
 
 @pytest.mark.filterwarnings("ignore:target_l0=1.0 was not reached")

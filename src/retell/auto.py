@@ -212,8 +212,8 @@ def way(
     Dictionaries of many units that many rows share out take batches up to 4,096, Adam with a short memory that gets
     shorter as the rate falls, and a rate that falls with the square root of the units. The encoder's biases learn
     0.4 √D times as fast, for what they are added to moves with every column of a row, and those of idle units are
-    raised. BatchTopK and JumpReLU, where it is `known` how many units a row they have in the end, are faster by half
-    and thinned out on the way.
+    raised. Where it is `known` how many units a row they have in the end, BatchTopK, JumpReLU and ReLU are thinned out
+    on the way, and the former two are faster by half.
     Where the way is short, nonlinear paths beside linear ones take batches near 4 √n, or n / 48 if that is more, up to
     4,096, and some 120 steps, at a rate that falls with the columns beyond 384: that many cells, all moved by one rate,
     move what they add up to. Others take batches of n / 16, to 64: 4,000 steps from far off, else 1,500; a rate of
@@ -226,6 +226,8 @@ def way(
         rate = (3e-2 if level else 2e-2) * math.sqrt(min(1.0, batch / 4096) * min(1.0, 3072 / codec.n_units))
         bias = max(1.0, 0.4 * math.sqrt(len(codec.centre)))
         first = many(codec) if level else 0.0
+        if known and isinstance(codec.code_activation, ReLU):
+            first = min(codec.n_units, len(codec.centre)) / 2
         return Way(batch, rate, 500, 10, 400, (0.85, 0.93), 0.7, 0.3, bias, 0.35, first)
     is_far = far(codec, start, constraint)
     if not is_far and quick(codec, objective, corruption):

@@ -234,7 +234,7 @@ class Descent:
         try:
             for rows in self.batches.shuffled(x, self.recipe.batch_size, self.seed, self.epoch):
                 if self.dial.turns:
-                    self.dial.begin(self.step, self.done)
+                    self.dial.begin(self.step, self.end)
                 rate = self.recipe.learning_rate * (self.guard.eased if constant_rate else self.share(steps))
                 table[len(sizes)] = torch.stack(self.one_step(rows, noise, rate))
                 sizes.append(rows.shape[0])
@@ -283,13 +283,13 @@ class Descent:
     def answer(self, off: Tensor, x: Tensor, rate: float) -> None:
         """Let the dial answer to what is off (N, D) in a batch x (N, D)."""
         fvu = off.square().sum() / (x - self.codec.centre).square().sum()
-        self.dial.answer(float(fvu), self.done, self.end, (rate, self.recipe.learning_rate))
+        self.dial.answer(float(fvu), self.end, (rate, self.recipe.learning_rate))
         self.recipe = replace(self.recipe, objective=self.dial.objective)
 
     def hold(self) -> None:
         """Thresholds that wait are set, not learned: take back their gradient."""
         threshold = getattr(self.codec.code_activation, "threshold", None)
-        if threshold is not None and threshold.grad is not None and self.dial.waits(self.done):
+        if threshold is not None and threshold.grad is not None and self.dial.waits:
             threshold.grad.zero_()
 
     @property

@@ -13,13 +13,18 @@ L0 is that of a few of the rows that judge: rows that are fitted to have fewer u
 tightened at the end has units that fall silent. Before the first step and after the last the code is set on rows alone
 (`settle`), so that they have the target itself.
 
-A code that cuts all rows at a level is left with far larger errors if it is thin from the first step on. A large one is
-thinned out: at a share t of the steps it has
+A code that cuts all rows at a level is left with far larger errors if it is thin from the first step on, and one of L1
+with units of no use. A large one is thinned out: at a share t of the steps it has
 
     first^(1 - s) wanted^s,   s = min(1, t / 0.9)
 
-units a row, target or not. JumpReLU's thresholds, of a code of any size that has a target, wait so long with learning:
+units a row, target or not. L1 takes long to settle: it is thin 250 steps before the end, or from the first step on.
+JumpReLU's thresholds, of a code of any size that has a target, wait so long with learning:
 under a weak L0 a few fall until their units are always active, and the factor that all take silences the others.
+
+L1 makes codes too short (Wright & Sharkey 2024, "Addressing Feature Suppression in SAEs"), the more so the sparser they
+are. Where it is for the units a row that it was given, and not for its own sake, `settle` makes them longer: by one
+factor, which least squares says.
 """
 
 from __future__ import annotations
@@ -51,6 +56,7 @@ REACH = math.log(2)  # how far, in log L0, the last correction looks
 HALVINGS = 16  # of that interval
 LESS = 0.97  # of the units a row that are the aim: with so many JumpReLU learns, and is loosened at the end
 THIN = 0.9  # share of the steps after which a code has no more units a row than it was given, and thresholds learn
+SETTLING = 250  # steps of L1 after it, at least
 
 
 class Aim(NamedTuple):
@@ -152,6 +158,7 @@ class Dial:
         k = getattr(part_of(codec.code_activation), "k", None)
         self.has_k = k is not None
         self.wanted = float(aim.l0 or k or max(1.0, codec.n_units / 64))
+        self.done, self.thin = 1.0, THIN  # shares of the steps: how many are over, and after how many it is thin
         self.log_m = self.last = 0.0
         self.before = self.wanted  # units a row, of rows that judge, as a step found the code
         self.judges = torch.zeros(0)  # rows (M, D) that are not fitted to
@@ -169,25 +176,29 @@ class Dial:
         m = math.exp(self.log_m)
         return Objective(tuple((m * c if isinstance(term, L0 | L1) else c, term) for c, term in self.given.summands))
 
-    def at(self, done: float) -> float:
-        """Units a row that are wanted at a share of the steps."""
-        if not self.thins(done):
+    @property
+    def now(self) -> float:
+        """Units a row that are wanted in this step."""
+        if not self.thins:
             return self.wanted
-        s = done / THIN
+        s = self.done / self.thin
         return float(self.first ** (1 - s) * self.wanted**s)
 
-    def thins(self, done: float) -> bool:
+    @property
+    def thins(self) -> bool:
         """Whether there are still more units a row than are wanted in the end."""
-        return self.first > self.wanted and done < THIN
+        return self.first > self.wanted and self.done < self.thin
 
-    def waits(self, done: float) -> bool:
+    @property
+    def waits(self) -> bool:
         """Whether thresholds do not yet learn."""
-        return done < THIN and self.sets_thresholds
+        return self.done < self.thin and self.sets_thresholds
 
-    def _put(self, done: float) -> float:
-        """Units a row that are kept to at a share of the steps."""
+    @property
+    def _put(self) -> float:
+        """Units a row that are kept to in this step."""
         less = self.aim.l0 is not None and self.sets_thresholds
-        return self.at(done) * (LESS if less else 1.0)
+        return self.now * (LESS if less else 1.0)
 
     @property
     def sets_thresholds(self) -> bool:
@@ -205,14 +216,17 @@ class Dial:
         return bool(self.aim) or self.first > self.wanted
 
     @torch.no_grad()
-    def begin(self, step: int, done: float) -> None:
-        """Set k or thresholds for a step, at a share of the steps.
+    def begin(self, step: int, end: float) -> None:
+        """Set k or thresholds for a step of so many, or of steps without end.
 
         BatchTopK's threshold is then that of the last batch alone.
         """
+        self.done = step / end if end < math.inf else 1.0
+        if isinstance(part_of(self.codec.code_activation), ReLU):
+            self.thin = min(THIN, 1 - SETTLING / end)
         if self.sets_k:
-            _set_k(self.codec, self.at(done))
-        turning = self.aim.fvu is not None or self.thins(done)
+            _set_k(self.codec, self.now)
+        turning = self.aim.fvu is not None or self.thins
         if turning and isinstance(part_of(self.codec.code_activation), BatchTopK):
             self.codec.code_activation.batches.zero_()
         if self.aim and not self.has_k:
@@ -221,7 +235,7 @@ class Dial:
             lever = _Lever(self.codec, self.judges[first : first + some])
             self.before = max(lever.now(), 0.1 / self.codec.n_units)
             if self.sets_thresholds:
-                lever.code(self._put(done))
+                lever.code(self._put)
 
     @torch.no_grad()
     def rest(self) -> None:
@@ -239,31 +253,29 @@ class Dial:
         """Whether what rows held out say after an epoch can be set against what they say after another."""
         return not self.aim
 
-    def answer(self, fvu: float, done: float, steps: float, rate: tuple[float, float]) -> None:
+    def answer(self, fvu: float, steps: float, rate: tuple[float, float]) -> None:
         """Answer to a batch.
 
         Parameters
         ----------
         fvu : float
             Of the batch, before its step.
-        done : float
-            Share of the steps.
         steps : float
             In all.
         rate : (float, float)
             The learning rate, and the largest.
         """
         gain = min(0.1, max(0.01, 10 / steps))
-        if self.aim.fvu is not None and done >= WAIT and fvu > 0:
+        if self.aim.fvu is not None and self.done >= WAIT and fvu > 0:
             self.seen += (LATELY if self.seen else 1.0) * (math.log(fvu) - self.seen)
             off = math.log(fvu / self.aim.fvu) + self.gap
-            off *= done if off > 0 else 1.0
+            off *= self.done if off > 0 else 1.0
             log_wanted = math.log(self.wanted) + 2 * gain * _within(off, 0.5)
             self.wanted = min(self.codec.n_units / 2, max(1.0, math.exp(log_wanted)))
         gain *= rate[0] / rate[1]
         if self.has_k:
             return
-        e = math.log(self.before / self._put(done))
+        e = math.log(self.before / self._put)
         self.last, before = e, self.last
         self.log_m = _within(self.log_m + NEAR * (e - before) + gain * _within(e, 1.0), MOST)
         if not self.sets_thresholds:
@@ -286,10 +298,11 @@ class Dial:
 
 
 @torch.no_grad()
-def settle(codec: Codec, x: Tensor, aim: Aim) -> tuple[float, float]:
+def settle(codec: Codec, x: Tensor, aim: Aim, loss: Any) -> tuple[float, float]:
     """Set the code so that rows x (N, D) have the target: L0 as it is said, or of least distance in log FVU.
 
-    BatchTopK's threshold is set, JumpReLU's take one factor, ReLU's biases one shift, TopK gets its k and a level.
+    BatchTopK's threshold is set, JumpReLU's take one factor, TopK gets its k and a level. ReLU's biases take one shift,
+    and its codes one factor where the loss is a squared error and the encoder's matrix is its own.
 
     Returns
     -------
@@ -298,7 +311,7 @@ def settle(codec: Codec, x: Tensor, aim: Aim) -> tuple[float, float]:
     """
     codec.train(False)
     some = _few(x, codec).to(codec.centre)
-    lever = _Lever(codec, some)
+    lever = _Lever(codec, some, loss)
     if aim.l0 is not None:
         return lever.put(aim.l0)
     assert aim.fvu is not None
@@ -316,11 +329,15 @@ def settle(codec: Codec, x: Tensor, aim: Aim) -> tuple[float, float]:
 class _Lever:
     """Units a row of rows x (N, D), set by what the code has for it."""
 
-    def __init__(self, codec: Codec, x: Tensor) -> None:
+    def __init__(self, codec: Codec, x: Tensor, loss: Any = None) -> None:
         self.codec, self.x, self.part, self.squash = codec, x, part_of(codec.code_activation), codec.code_activation
+        self.loss = loss
+        self.lengthens = isinstance(self.part, ReLU) and isinstance(loss, MSE) and not codec.tied
         self.a = codec.encoder(codec.fill(x))
         if isinstance(self.part, ReLU):
             self.was = codec.encoder.bias.detach().clone()
+        if self.lengthens:
+            self.short = [p.detach().clone() for p in (codec.encoder.last.weight, codec.decoder.bias)]
         if isinstance(self.part, JumpReLU):
             self.was = self.squash.threshold.detach().clone().clamp(min=1e-6)
         self.order = self.a / self.was if isinstance(self.part, JumpReLU) else self.a
@@ -333,9 +350,25 @@ class _Lever:
         """Let so many units of a row be active on average; what L0 and FVU then are."""
         h = self.code(l0)
         seen = ~torch.isnan(self.x)
-        off = torch.where(seen, self.codec.decode(h) - self.x, 0.0).square().sum(dtype=torch.float64)
+        if self.lengthens:
+            h = h * self._lengthen(h, seen)
+        off = torch.where(seen, self.loss.mean(self.codec.decode(h)) - self.x, 0.0).square().sum(dtype=torch.float64)
         all_ = torch.where(seen, self.x - self.codec.centre, 0.0).square().sum(dtype=torch.float64)
         return float((h > 0).sum()) / len(h), float(off / all_)
+
+    def _lengthen(self, h: Tensor, seen: Tensor) -> Tensor:
+        """Let codes be g h with the g for which mean(x̂) + g (x̂ - mean(x̂)) is nearest to the rows; g."""
+        (W, b), codec = self.short, self.codec
+        codec.decoder.bias.copy_(b)
+        x_hat = codec.decode(h)
+        mean = torch.where(seen, x_hat, 0.0).sum(0) / seen.sum(0).clamp(min=1)
+        off, target = (torch.where(seen, some - mean, 0.0) for some in (x_hat, self.x))
+        size = off.square().sum()
+        g = torch.where(size > 0, (off * target).sum() / size, 1.0)
+        codec.encoder.last.weight.copy_(g * W)
+        codec.encoder.bias.mul_(g)
+        codec.decoder.bias.copy_(mean + g * (b - mean))
+        return g
 
     def code(self, l0: float) -> Tensor:
         """The codes (N, K) with so many units of a row active on average."""

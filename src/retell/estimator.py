@@ -83,8 +83,9 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         Code units K: a number; a share in (0, 1) of the variance that PCA would keep; "auto" is
         max(1, min(32, D // 2)); None is D.
     hidden_layer_sizes : tuple of int or "auto", default="auto"
-        Widths between input and code. () is the linear model. "auto" is () where K >= D, the code is sparse or
-        `solver` is "exact", else (H, H // 2) with H = 4 D, at most 256 and a sixteenth of the rows, at least 16.
+        Widths between input and code. () is the linear model. "auto" is () where K >= D, the code is sparse or has
+        a target, or `solver` is "exact", else (H, H // 2) with H = 4 D, at most 256 and a sixteenth of the rows, at
+        least 16.
     decoder_hidden_layer_sizes : tuple of int or "mirror", default="mirror"
         Widths between code and output.
     activation : {"relu", "gelu", "silu", "tanh", "sigmoid", "identity"}, default="gelu"
@@ -92,7 +93,8 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     code_activation : str or Part, default="Identity()"
         σ, as in ``"TopK(8)"``. In a large sparse dictionary (see `batch_size`) BatchTopK, and JumpReLU with
         `target_l0`, learn with D / 8 units a row at first, at most K / 16, which fall to their own number in the first
-        nine tenths of the steps. BatchTopK is judged after each epoch by the units that it has in the end; epochs of
+        nine tenths of the steps, as do with `target_l0` those of ReLU with L1, from D / 2, at most K / 2, until 250
+        steps are left at least. BatchTopK is judged after each epoch by the units that it has in the end; epochs of
         JumpReLU can't be compared, and the last counts as the best.
     target_l0 : float or None, default=None
         Active units of a row, on average, for a linear encoder and decoder. TopK and BatchTopK take it for their k, to
@@ -102,7 +104,8 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         steps, so that the coefficient hardly matters. At the end the thresholds or biases are set so that
         rows that were held out have the target: `validation_fraction` of them, but without early stopping no more
         than some 2,000. TopK is given a level in their place, as in ``TopK(3, least=0.5)``, where k is more than the
-        target.
+        target. ReLU's codes, which L1 makes too short, take one factor by least squares, unless the loss is another
+        than MSE or the matrix is `tied`.
         What was found is in `objective_` and `dialled_`; the saved model has it in place of what was given. While
         something is turned, the last epoch is the best.
     target_fvu : float or None, default=None

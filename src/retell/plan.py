@@ -254,7 +254,7 @@ def _fill(codec: Codec, settings: Settings, parts: Parts, seen: Survey, seed: in
         observe(codec, sample)
     if _aim(settings) and not hasattr(parts.code_activation, "k"):
         first = float(many(codec)) if from_rows and parts.code_activation.sparse else 0.0
-        settle(codec, sample, Aim(max(first, Dial(codec, parts.objective, _aim(settings)).wanted)))
+        settle(codec, sample, Aim(max(first, Dial(codec, parts.objective, _aim(settings)).wanted)), loss)
 
 
 def _judges(held_out: Array, rows: Array) -> Array:
@@ -307,7 +307,7 @@ def build_codec(settings: Settings, parts: Parts, D: int, K: int, widths: Widths
 def _widths(settings: Settings, parts: Parts, n: int, D: int, K: int) -> Widths:
     inner = settings.hidden_layer_sizes
     if inner == "auto":
-        linear = K >= D or parts.code_activation.sparse or settings.solver == "exact"
+        linear = K >= D or parts.code_activation.sparse or settings.solver == "exact" or bool(_aim(settings))
         inner = () if linear else auto.hidden_layer_sizes(n, D)
     assert isinstance(inner, tuple)
     outer = settings.decoder_hidden_layer_sizes

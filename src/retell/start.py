@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 
 from retell.activations import BatchTopK, Identity, ReLU
 from retell.codec import Codec
-from retell.dials import many
+from retell.dials import Aim, many, settle
 from retell.networks import Affine, Net
 from retell.objective import mean
 from retell.parts import part_of
@@ -71,7 +71,7 @@ def fill_start(
     spread = _probabilistic(codec, frame, filled - codec.centre, loss) if drawn and aware else None
     _fill_biases(codec, filled, loss)
     if from_rows:
-        _thin(codec, filled)
+        _thin(codec, filled, loss)
     if spread is not None:
         codec.encoder.bias[n_units:] = spread
     bent = bent or not isinstance(codec.code_activation, Identity)
@@ -154,21 +154,11 @@ def _random_frame(width: int, n_units: int, generator: Generator) -> Tensor:
     return unit
 
 
-def _thin(codec: Codec, few: Tensor) -> None:
+def _thin(codec: Codec, few: Tensor, loss: Any) -> None:
     """Where σ cuts at a level: one that leaves a row `many` active units, not half of all."""
     threshold = getattr(codec.code_activation, "threshold", None)
     if isinstance(threshold, torch.nn.Parameter) or isinstance(codec.code_activation, ReLU):
-        a = codec.encoder(few)
-        level = a.flatten().kthvalue(a.numel() - many(codec) * len(few)).values.clamp(min=0)
-    if isinstance(threshold, torch.nn.Parameter):
-        threshold.fill_(level)
-    elif isinstance(codec.code_activation, ReLU):
-        codec.encoder.bias.sub_(level)
-        h = torch.relu(a - level)
-        x_hat, off = codec.decoder.last.weight @ h.T, (few - few.mean(0)).T
-        grow = (off * x_hat).sum() / x_hat.square().sum()
-        for value in (codec.encoder.last.weight, codec.encoder.bias):
-            value.mul_(grow)
+        settle(codec, few, Aim(many(codec)), loss)
     if not codec.code_activation.sparse or threshold is not None:
         codec.decoder.bias.sub_(codec.decode(codec.encode(few)).mean(0) - few.mean(0))
 

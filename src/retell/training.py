@@ -200,7 +200,7 @@ class Training:
         """Set the code to the target on the rows that judge, which are not fitted to; keep what was found."""
         plan, aim = self.plan, self.plan.recipe.aim
         x = self._judged
-        found = settle(plan.codec, x, aim)
+        found = settle(plan.codec, x, aim, plan.recipe.objective.loss)
         part = part_of(plan.codec.code_activation)
         objective = rounded(self.descent.dial.objective)
         plan.parts = replace(plan.parts, objective=objective, code_activation=part)
