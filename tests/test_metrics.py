@@ -7,7 +7,7 @@ import pytest
 import scipy.sparse as sp
 from sklearn.metrics import precision_recall_fscore_support
 
-from retell import metrics
+from retell import Autoencoder, metrics
 from retell.metrics import Detection, dead_share, fvu, l0, recovery, shrinkage, stability, uniqueness
 from retell.recovery import twins
 
@@ -156,3 +156,12 @@ def test_twins_point_one_way(cells, monkeypatch):
     assert list(twins(V, 0.99, signed=False)) == [-1, 4, -1, -1, 1, -1]
     assert list(twins(V, 0.99, signed=True)) == [2, 4, 0, -1, 1, -1]
     assert len(twins(V[:0], 0.99, signed=True)) == 0
+
+
+def test_models_are_compared_by_their_dictionaries():
+    X = DRAW.normal(size=(200, 6))
+    a, b = (Autoencoder(3, hidden_layer_sizes=hidden, max_iter=2, random_state=0).fit(X) for hidden in ((), (8,)))
+    assert np.array_equal(stability(a, b), stability(a.components_, b.components_))
+    assert recovery(a, np.eye(6)).mcc == recovery(a.components_, np.eye(6)).mcc
+    with pytest.raises(AttributeError, match="deep decoder without linear path"):
+        stability(a, Autoencoder(3, linear_path=False, max_iter=1, random_state=0).fit(X))

@@ -9,13 +9,13 @@ gradients out.
 from __future__ import annotations
 
 import math
-import warnings
 from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
+from retell.notice import warn
 from retell.parts import Bound, Part, Pass
 
 __all__ = [
@@ -372,5 +372,5 @@ def _at_most(part: TopK | BatchTopK, width: int) -> int:
     """k, or with a warning the code's width where that is less."""
     if part.k <= width:
         return int(part.k)
-    warnings.warn(f"{part!r} keeps all {width} units of this code: lower k or raise n_components", stacklevel=4)
+    warn(f"{part!r} keeps all {width} units of this code: lower k or raise n_components")
     return width

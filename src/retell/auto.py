@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +14,7 @@ from retell.codec import Codec
 from retell.constraints import Free, NonNegative, UnitNorm, UnitRMS
 from retell.corruptions import Nothing
 from retell.dials import many
+from retell.notice import warn
 from retell.objective import Objective
 from retell.parts import part_of
 from retell.penalties import L1, Contractive, Prior, StudentT
@@ -98,12 +98,10 @@ def warn_identity(codec: Codec, objective: Objective, corruption: Any) -> None:
     D = len(codec.centre)
     fewer = "Lower n_components, add" if D > 1 else "Add"
     if codec.n_units >= D and not kept_back:
-        warnings.warn(
+        warn(
             f"the code has {_counted(codec.n_units, 'unit')} for {_counted(D, 'column')} and nothing holds it back: the"
             f" autoencoder can learn the identity and nothing else. {fewer} a penalty (objective="
             "'MSE() + 0.001 * L1()'), a corruption ('Mask(0.3)') or a sparse code ('TopK(8)')",
-            UserWarning,
-            stacklevel=4,
         )
 
 

@@ -7,7 +7,6 @@ for epoch in Descent(codec, recipe, seed).epochs(x, held_out):
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from retell.corruptions import Nothing
 from retell.dials import NO_AIM, Aim, Dial
 from retell.guard import Guard, Judgement
 from retell.metrics import Explained
+from retell.notice import warn
 from retell.objective import Objective
 from retell.seeds import HELD_OUT, NOISE, generator
 
@@ -193,11 +193,10 @@ class Descent:
             now = self.evaluate(watched)
             astray = self.guard.is_astray(now)
             if astray:
-                warnings.warn(
+                warn(
                     f"these {len(x):,} rows have taught nothing: after an epoch on them R² was {now.score:.3g} where it"
                     f" had been {self.guard.reached:.3g}, as its steps were too long; it was taken back, and steps are"
                     f" half as long from now on; lower learning_rate_init, which was {self.recipe.learning_rate:g}",
-                    stacklevel=2,
                 )
         if astray:
             self._go_back()
@@ -433,10 +432,9 @@ class Descent:
         if not math.isfinite(loss):
             rate, kept = self.recipe.learning_rate, "what was best before" if held_out else "the epoch before"
             decays = rate < 1 < self.recipe.decay * rate  # of a weight in a step
-            warnings.warn(
+            warn(
                 f"training diverged in epoch {self.epoch} (the objective is {loss}): it stopped there and kept"
                 f" {kept}; lower {'weight_decay' if decays else f'learning_rate_init, which was {rate:g}'}",
-                stacklevel=2,
             )
             self.end = self.step
         elif (improved or judged is None or not comparable) and not astray:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import os
 import shutil
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product, starmap
@@ -16,6 +15,7 @@ import numpy as np
 from sklearn.base import clone
 
 from retell.estimator import Autoencoder
+from retell.notice import warn
 from retell.report import charts
 from retell.seeds import seed_of
 from retell.several import Figures, Fit, fit, fit_stream, judge
@@ -131,7 +131,7 @@ class Frontier:
         try:
             self.plot(place / "frontier.png")
         except (ImportError, ValueError) as error:
-            warnings.warn(f"there is no {place / 'frontier.png'}: {error}", stacklevel=2)
+            warn(f"there is no {place / 'frontier.png'}: {error}")
 
 
 def frontier(
@@ -198,7 +198,7 @@ def frontier(
     judged = judge(fits, test)
     for it in fits:
         if it.failure is not None:
-            warnings.warn(f"{it.label} has failed and is left out: {it.failure}", stacklevel=2)
+            warn(f"{it.label} has failed and is left out: {it.failure}")
     return Frontier(tuple(starmap(_point, zip(asked, fits, strict=True))), judged)
 
 

@@ -9,12 +9,12 @@ they like: that is for `score_samples` to tell.
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from retell.notice import warn
 from retell.rows.blocks import take
 from retell.scaling import Scaling
 
@@ -68,11 +68,9 @@ def warn_unlike(rows: Array, scaling: Scaling, norms: Norms | None) -> None:
         said = f"their columns' medians are {away:.3g} spreads away"
     else:
         return
-    warnings.warn(
+    warn(
         f"these rows do not look like those of the fit, scaled as those were: {said}; give them in the units of the fit"
         " (retell.diagnose says more)",
-        UserWarning,
-        stacklevel=4,
     )
 
 

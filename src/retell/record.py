@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ from retell.likeness import joined, norms_of
 from retell.losses import Poisson
 from retell.metrics import explained_variance, share
 from retell.model_file import Fitted, Model
+from retell.notice import warn
 from retell.plan import Plan
 from retell.reader import Reader
 from retell.rows.blocks import blocks, rows_a_block, spaced
@@ -97,11 +97,10 @@ def _warn_far(fitted: Fitted, plan: Plan) -> None:
     """That reconstructions that grow exponentially have grown too far."""
     loss = plan.parts.objective.loss
     if fitted.score < min(0.0, fitted.pca_score) and getattr(loss, "support", None) == Poisson.support:
-        warnings.warn(
+        warn(
             f"reconstructions are farther from the rows than the means of the columns: R² is {fitted.score:.3g}, that"
             f" of PCA {fitted.pca_score:.3g}. Rows far larger than most are too much for {loss!r}: fit MSE() to"
             " np.log1p of the rows, leave such rows out by max_norm, or fit longer, by max_iter",
-            stacklevel=2,
         )
 
 

@@ -1,7 +1,8 @@
 """Dictionaries beside each other: what was recovered of a known one, and what two fits agree on.
 
-A dictionary is an array (K, D), a feature a row, as in `components_`; features are compared by |cos|. The cosines of
-all pairs are held only where each feature is to have a partner of its own: 8 bytes a pair.
+A dictionary is an array (K, D), a feature a row, or a fitted model, of which it is the `components_`; features are
+compared by |cos|. The cosines of all pairs are held only where each feature is to have a partner of its own: 8 bytes a
+pair.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def recovery(dictionary: Any, truth: Any, h: Any = None, fired: Any = None) -> R
 
     Parameters
     ----------
-    dictionary : array of shape (K, D)
+    dictionary : array of shape (K, D), or fitted model
     truth : array of shape (F, D)
     h : array or scipy.sparse of shape (N, K), optional
         Codes of some rows.
@@ -99,7 +100,7 @@ def uniqueness(dictionary: Any, truth: Any) -> float:
 
     Parameters
     ----------
-    dictionary : array of shape (K, D)
+    dictionary : array of shape (K, D), or fitted model
     truth : array of shape (F, D)
 
     Returns
@@ -126,8 +127,8 @@ def stability(a: Any, b: Any, *, one_to_one: bool = True) -> Array:
 
     Parameters
     ----------
-    a : array of shape (K, D)
-    b : array of shape (L, D)
+    a : array of shape (K, D), or fitted model
+    b : array of shape (L, D), or fitted model
     one_to_one : bool, default=True
         Match them so that the sum is largest and no feature has two partners; it takes 8 K L bytes. Else each has the
         nearest, which may be another's too.
@@ -254,7 +255,8 @@ def _dense(some: Any) -> Array:
 
 def _unit(dictionary: Any) -> Array:
     """Rows of length 1; a row of zeros stays."""
-    V = np.asarray(dictionary)
+    of_model = hasattr(dictionary, "fit")
+    V = np.asarray(dictionary.components_ if of_model else dictionary)
     V = V if V.dtype == np.float32 else V.astype(float)
     norm = np.linalg.norm(V, axis=1, keepdims=True)
     unit: Array = V / np.where(norm > 0, norm, 1)

@@ -8,7 +8,6 @@ in the rows' own units.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from retell.notice import warn
 from retell.rows.blocks import blocks
 
 __all__ = ["ROUNDING", "Scaling", "robust_moments", "without_rounding"]
@@ -69,10 +69,9 @@ class Scaling:
         if bounded:
             return cls(np.zeros_like(mean), np.ones_like(mean), mean)
         if varied.any() and spread.max() > LARGEST:
-            warnings.warn(
+            warn(
                 f"column {int(spread.argmax())} has a standard deviation of {spread.max():.3g}: squares of such "
                 "values overflow; they are computed after scaling",
-                stacklevel=3,
             )
         factor = np.ones_like(mean)
         if scale is not None and varied.any():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +18,7 @@ from retell.factors import MANY, Factors
 from retell.known import FORGETFUL, Known
 from retell.metrics import explained_variance, share
 from retell.moments import Moments
+from retell.notice import warn
 from retell.rows.arrays import check_support, column_labels
 from retell.rows.blocks import blocks, in_memory, spaced, take
 from retell.scaled import Rows
@@ -180,11 +180,9 @@ def _check_seen(found: Moments, names: Any) -> None:
     if len(unseen) == len(found.mean):
         raise ValueError("no cell of the rows holds a value: there is nothing to learn from")
     if len(unseen):
-        warnings.warn(
+        warn(
             f"{len(unseen)} of the {len(found.mean)} columns hold no value ({column_labels(unseen, names)}): nothing is"
             " learned of them, and their reconstruction is 0",
-            UserWarning,
-            stacklevel=3,
         )
 
 

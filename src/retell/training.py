@@ -6,7 +6,6 @@ import hashlib
 import math
 import os
 import time
-import warnings
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import replace
@@ -22,6 +21,7 @@ from retell.corruptions import Nothing
 from retell.descend import Descent, Epoch
 from retell.dials import rounded, settle, told
 from retell.metrics import share
+from retell.notice import warn
 from retell.parts import part_of
 from retell.plan import Plan
 from retell.rows.blocks import blocks, spaced
@@ -168,12 +168,11 @@ class Training:
     def _warn_crowded(self, part: float) -> None:
         """That other processes slow the steps down, if in such a part of the time threads had to wait for a core."""
         if part > CROWDED and self.descent.threads > 1 and self.plan.solver != "sparse":
-            warnings.warn(
+            warn(
                 f"other processes want the cores of this fit: in {part:.0%} of its time so far some thread waited for"
                 f" one. Its {self.descent.threads} threads wait for each other, several times as long as their"
                 " products take: torch.set_num_threads(1), or the environment variable OMP_NUM_THREADS=1, makes it"
                 " faster",
-                stacklevel=2,
             )
 
     def settle(self) -> None:
@@ -207,10 +206,9 @@ class Training:
         plan.settings = replace(plan.settings, objective=repr(objective), code_activation=repr(part))
         noise = math.sqrt(found[1] * float((x - plan.codec.centre).square().nanmean()))
         if aim.missed(*found):
-            warnings.warn(
+            warn(
                 f"{aim} was not reached: L0 is {found[0]:.4g}, FVU {found[1]:.3g} on rows held out; raise max_iter, or"
                 f" start from other coefficients than {plan.recipe.objective!r}",
-                stacklevel=2,
             )
         self.dialled = told(aim, found, objective, part, x.shape[1], noise)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from retell.notice import warn
 
 __all__ = [
     "as_numpy", "check_finite", "check_kinds", "check_order", "check_support", "column_label", "column_labels",
@@ -92,11 +93,9 @@ def column_words(names: Sequence[str] | None, width: int) -> list[str]:
 def warn_rounded(name: str, low: Any, high: Any) -> None:
     """Warn where whole numbers of a column, from low to high, are beyond those that float64 tells apart."""
     if max(-int(low), int(high)) > EXACT:
-        warnings.warn(
+        warn(
             f"{name} holds whole numbers from {low} to {high}, which are rounded: beyond 2**53 floats do not tell them"
             " apart. Leave it out if it only names rows, else subtract the least",
-            UserWarning,
-            stacklevel=3,
         )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -17,6 +16,7 @@ from zipfile import BadZipFile
 import numpy as np
 import numpy.typing as npt
 
+from retell.notice import warn
 from retell.rows.arrays import warn_rounded
 from retell.rows.blocks import POOL
 from retell.rows.mapped import map_npy, map_npz
@@ -191,10 +191,9 @@ def _read_csv(path: Path) -> Any:
     if not _is_no_row(rows[0], rows[1:]):
         return rows
     shown = ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
-    warnings.warn(
+    warn(
         f"{path}: its first row, {shown}, is taken for the columns' names: it goes up or down all along, as the rows"
         " below do not, and lies outside of every column. If it is a row, put one of names above it",
-        stacklevel=2,
     )
     return table.slice(1).rename_columns(names)
 
