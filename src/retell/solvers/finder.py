@@ -21,7 +21,7 @@ from retell.spread import Work, spread
 
 __all__ = ["Finder"]
 
-CELLS = 3 * 2**20  # of the (rows, K) matrix that a thread holds
+CELLS = 5 * 2**19  # of the (rows, K) matrix that a thread holds
 
 
 class Finder:
