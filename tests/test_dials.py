@@ -84,13 +84,13 @@ def test_learned_with_as_many_units_as_are_left(rows, stops):
 def test_rows_held_out_correct_what_batches_say(rows, kind):
     model = make(kind, max_iter=1).fit(rows[:1000])
     dial = Dial(model.codec_, model.objective_, Aim(fvu=0.2))
-    dial.wanted, dial.done = 8.0, 0.5
-    dial.answer(0.2, 100, (1e-3, 1e-3))
+    dial.wanted, dial.done, dial.steps = 8.0, 0.5, 100
+    dial.answer(0.2, (1e-3, 1e-3))
     assert dial.wanted == pytest.approx(8.0)
     dial.hear(0.25)
-    dial.answer(0.2, 100, (1e-3, 1e-3))
+    dial.answer(0.2, (1e-3, 1e-3))
     assert dial.wanted > 8.0
-    dial.answer(0.16, 100, (1e-3, 1e-3))
+    dial.answer(0.16, (1e-3, 1e-3))
     assert dial.wanted == pytest.approx(8.0 * math.exp(0.1 * math.log(1.25)))
 
 

@@ -282,7 +282,7 @@ class Descent:
     def answer(self, off: Tensor, x: Tensor, rate: float) -> None:
         """Let the dial answer to what is off (N, D) in a batch x (N, D)."""
         fvu = off.square().sum() / (x - self.codec.centre).square().sum()
-        self.dial.answer(float(fvu), self.end, (rate, self.recipe.learning_rate))
+        self.dial.answer(float(fvu), (rate, self.recipe.learning_rate))
         self.recipe = replace(self.recipe, objective=self.dial.objective)
 
     def hold(self) -> None:

@@ -158,6 +158,7 @@ class Dial:
         k = getattr(part_of(codec.code_activation), "k", None)
         self.has_k = k is not None
         self.wanted = float(aim.l0 or k or max(1.0, codec.n_units / 64))
+        self.steps = math.inf
         self.done, self.thin = 1.0, THIN  # shares of the steps: how many are over, and after how many it is thin
         self.log_m = self.last = 0.0
         self.before = self.wanted  # units a row, of rows that judge, as a step found the code
@@ -221,7 +222,7 @@ class Dial:
 
         BatchTopK's threshold is then that of the last batch alone.
         """
-        self.done = step / end if end < math.inf else 1.0
+        self.steps, self.done = end, step / end if end < math.inf else 1.0
         if isinstance(part_of(self.codec.code_activation), ReLU):
             self.thin = min(THIN, 1 - SETTLING / end)
         if self.sets_k:
@@ -253,19 +254,17 @@ class Dial:
         """Whether what rows held out say after an epoch can be set against what they say after another."""
         return not self.aim
 
-    def answer(self, fvu: float, steps: float, rate: tuple[float, float]) -> None:
-        """Answer to a batch.
+    def answer(self, fvu: float, rate: tuple[float, float]) -> None:
+        """Answer to the batch of the step that has begun.
 
         Parameters
         ----------
         fvu : float
             Of the batch, before its step.
-        steps : float
-            In all.
         rate : (float, float)
             The learning rate, and the largest.
         """
-        gain = min(0.1, max(0.01, 10 / steps))
+        gain = min(0.1, max(0.01, 10 / self.steps))
         if self.aim.fvu is not None and self.done >= WAIT and fvu > 0:
             self.seen += (LATELY if self.seen else 1.0) * (math.log(fvu) - self.seen)
             off = math.log(fvu / self.aim.fvu) + self.gap
