@@ -207,6 +207,24 @@ def test_codes_that_L1_has_made_short_are_made_longer(rows, given):
     assert slope > 1.05 if given else slope == pytest.approx(1, abs=0.02)
 
 
+@pytest.mark.parametrize("given", [1e-4, 1.0])
+def test_L1_begins_where_it_cuts_codes_off(rows, given):
+    """Whatever coefficient is given, within the factor that the dial has to turn anyway."""
+    common = {"target_l0": 4, "max_iter": 4}
+    fits = [make("ReLU", objective=f"MSE() + {c} * L1()", **common).fit(rows[:3000]) for c in (0.01, given)]
+    found = [{type(term): c for c, term in model.objective_.summands}[L1] for model in fits]
+    assert found[1] == pytest.approx(found[0], rel=0.05)
+    assert reached(fits[1], rows[8000:])[1] == pytest.approx(reached(fits[0], rows[8000:])[1], rel=0.02)
+
+
+@pytest.mark.parametrize("kind", ["TopK", "BatchTopK"])
+def test_a_target_may_need_most_units(rows, kind):
+    model = make(kind, n_components=12, target_fvu=0.3, max_iter=30, solver="auto").fit(rows[:8000])
+    units, unexplained = reached(model, rows[8000:])
+    assert unexplained == pytest.approx(0.3, rel=0.05)
+    assert units > 12 / 2
+
+
 def test_a_target_makes_a_linear_code_of_few_units(rows):
     model = Autoencoder(8, code_activation="ReLU()", objective="MSE() + 0.01 * L1()", target_l0=3, random_state=0)
     model.fit(rows[:1000])

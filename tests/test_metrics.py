@@ -165,3 +165,9 @@ def test_models_are_compared_by_their_dictionaries():
     assert recovery(a, np.eye(6)).mcc == recovery(a.components_, np.eye(6)).mcc
     with pytest.raises(AttributeError, match="deep decoder without linear path"):
         stability(a, Autoencoder(3, linear_path=False, max_iter=1, random_state=0).fit(X))
+
+
+def test_half_floats_are_summed_in_wider_ones():
+    x = (100 * DRAW.normal(size=(5000, 8))).astype(np.float16)
+    x_hat = (x + DRAW.normal(size=x.shape)).astype(np.float16)
+    assert fvu(x, x_hat) == pytest.approx(fvu(x.astype(float), x_hat.astype(float)), rel=1e-3)

@@ -120,6 +120,7 @@ class Descent:
             with torch.no_grad():
                 recipe.constraint.project(dictionary)
         self.dial = Dial(codec, recipe.objective, recipe.aim, recipe.first)
+        self.recipe = replace(recipe, objective=self.dial.objective)
         self.parameters = dict(codec.named_parameters())
         self.groups = self._groups()
         self.moments = {p: Moments.of(p.detach()) for p in self.parameters.values()}

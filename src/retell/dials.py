@@ -8,10 +8,11 @@ the latter after each epoch, and gets them by k where the code has one, else by 
 
     log m <- log m + p (e - e') + g e,   e = log(L0 / wanted) before a step, e' before the last one,
 
-and by JumpReLU's thresholds, which before each step all take the factor that leaves as many units a row as are wanted.
-L0 is that of a few of the rows that judge: rows that are fitted to have fewer units active, and a code that has to be
-tightened at the end has units that fall silent. Before the first step and after the last the code is set on rows alone
-(`settle`), so that they have the target itself.
+where L1 begins with the λ that cuts off the codes of a unit alone where ReLU cuts them at the start, and by JumpReLU's
+thresholds, which before each step all take the factor that leaves as many units a row as are wanted. L0 is that of a
+few of the rows that judge: rows that are fitted to have fewer units active, and a code that has to be tightened at the
+end has units that fall silent. Before the first step and after the last the code is set on rows alone (`settle`), so
+that they have the target itself.
 
 A code that cuts all rows at a level is left with far larger errors if it is thin from the first step on, and one of L1
 with units of no use. A large one is thinned out: at a share t of the steps it has
@@ -160,7 +161,7 @@ class Dial:
         self.wanted = float(aim.l0 or k or max(1.0, codec.n_units / 64))
         self.steps = math.inf
         self.done, self.thin = 1.0, THIN  # shares of the steps: how many are over, and after how many it is thin
-        self.log_m = self.last = 0.0
+        self.log_m, self.last = self._first() if aim else 0.0, 0.0
         self.before = self.wanted  # units a row, of rows that judge, as a step found the code
         self.judges = torch.zeros(0)  # rows (M, D) that are not fitted to
         self.gap = 0.0  # how much more log FVU is on rows held out than in batches
@@ -168,6 +169,23 @@ class Dial:
 
     def __bool__(self) -> bool:
         return bool(self.aim)
+
+    @torch.no_grad()
+    def _first(self) -> float:
+        """log m with which L1 begins: 0 where there is no L1, another loss or no cut.
+
+        Of a unit alone c |x - v h|² / D + λ |h| is least with h = 0 up to vᵀx = λ D / (2 c), and vᵀx is |v| / |w| of
+        its wᵀx: soft thresholding (Daubechies, Defrise & De Mol 2004).
+        """
+        codec, kinds = self.codec, {type(term): c for c, term in self.given.summands}
+        if not isinstance(codec.code_activation, ReLU) or L1 not in kinds or MSE not in kinds:
+            return 0.0
+        W, V = codec.encoder.last.weight, codec.dictionary()
+        assert V is not None
+        cut = -(W @ codec.centre + codec.encoder.bias)
+        level = float((cut * torch.linalg.vector_norm(V, dim=0) / torch.linalg.vector_norm(W, dim=1)).mean())
+        least = 2 * kinds[MSE] * level / len(codec.centre)
+        return math.log(least / kinds[L1]) if least > 0 else 0.0
 
     @property
     def objective(self) -> Objective:
@@ -270,7 +288,7 @@ class Dial:
             off = math.log(fvu / self.aim.fvu) + self.gap
             off *= self.done if off > 0 else 1.0
             log_wanted = math.log(self.wanted) + 2 * gain * _within(off, 0.5)
-            self.wanted = min(self.codec.n_units / 2, max(1.0, math.exp(log_wanted)))
+            self.wanted = min(float(self.codec.n_units), max(1.0, math.exp(log_wanted)))
         gain *= rate[0] / rate[1]
         if self.has_k:
             return

@@ -98,16 +98,16 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         JumpReLU can't be compared, and the last counts as the best.
     target_l0 : float or None, default=None
         Active units of a row, on average, for a linear encoder and decoder. TopK and BatchTopK take it for their k, to
-        the next whole number. With JumpReLU and ReLU the coefficients of L0 and L1 in the objective are where the fit
-        starts: they are turned after every batch. JumpReLU's thresholds take one factor before every batch; they start
-        where they leave so many units active, as ReLU's biases do, and learn how to differ in the last tenth of the
-        steps, so that the coefficient hardly matters. At the end the thresholds or biases are set so that
-        rows that were held out have the target: `validation_fraction` of them, but without early stopping no more
-        than some 2,000. TopK is given a level in their place, as in ``TopK(3, least=0.5)``, where k is more than the
-        target. ReLU's codes, which L1 makes too short, take one factor by least squares, unless the loss is another
-        than MSE or the matrix is `tied`.
-        What was found is in `objective_` and `dialled_`; the saved model has it in place of what was given. While
-        something is turned, the last epoch is the best.
+        the next whole number. With JumpReLU and ReLU the coefficients of L0 and L1 in the objective are turned after
+        every batch; L1's begins, with an MSE, where it cuts codes off as the first biases do, else as given. JumpReLU's
+        thresholds take one factor before every batch; they start where they leave so many units active, as ReLU's
+        biases do, and learn how to differ in the last tenth of the steps, so that the coefficient hardly matters. At
+        the end the thresholds or biases are set so that rows that were held out have the target: `validation_fraction`
+        of them, but without early stopping no more than some 2,000. TopK is given a level in their place, as in
+        ``TopK(3, least=0.5)``, where k is more than the target. ReLU's codes, which L1 makes too short, take one factor
+        by least squares, unless the loss is another than MSE or the matrix is `tied`. What was found is in `objective_`
+        and `dialled_`; the saved model has it in place of what was given. While something is turned, the last epoch is
+        the best.
     target_fvu : float or None, default=None
         The fraction of variance unexplained, in (0, 1): k, or the coefficient, is found for it. k starts as given.
         What batches say of it is corrected after each epoch by rows that are held out.
@@ -378,7 +378,10 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         first = not hasattr(self, "_training")
         settings, parts = self._settings()
         if settings.target_l0 is not None or settings.target_fvu is not None:
-            raise ValueError("partial_fit has no end at which a target is reached: leave target_l0 and target_fvu out")
+            raise ValueError(
+                "partial_fit has no end at which a target is reached: leave target_l0 and target_fvu out. A model that"
+                " has reached one goes on after set_params(target_l0=None, target_fvu=None, objective=model.objective_)"
+            )
         rows, names = self._named_rows(X, reset=not hasattr(self, "codec_"), parts=parts)
         limit = self._limit(settings, rows) if first else self._training.limit
         rows, left_out = self._within(limit, rows)

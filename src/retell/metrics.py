@@ -38,6 +38,7 @@ def explained_variance(x: Array, x_hat: Array) -> float:
     float
         1.0 is perfect, 0.0 what the mean explains. Where x does not vary: 1.0 if reproduced, else 0.0.
     """
+    x, x_hat = (_wide(some) for some in (x, x_hat))
     seen = ~np.isnan(x)
     explained = Explained(np.where(seen, x, 0.0).sum(0) / np.maximum(seen.sum(0), 1))
     explained.add(x, x_hat)
@@ -135,6 +136,13 @@ def shrinkage(x: Array, x_hat: Array) -> float:
     x, x_hat = np.where(seen, x, 0.0), np.where(seen, x_hat, 0.0)
     along = float(np.einsum("nd,nd->", x, x_hat, dtype=float))
     return float(np.einsum("nd,nd->", x_hat, x_hat, dtype=float)) / along if along else math.nan
+
+
+def _wide(some: Any) -> Array:
+    """Floats whose sums of many do not overflow: float32 at least."""
+    some = np.asarray(some)
+    wide: Array = some.astype(np.result_type(some.dtype, np.float32), copy=False)
+    return wide
 
 
 def _active(h: Any) -> Array:

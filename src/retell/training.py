@@ -206,10 +206,12 @@ class Training:
         plan.settings = replace(plan.settings, objective=repr(objective), code_activation=repr(part))
         noise = math.sqrt(found[1] * float((x - plan.codec.centre).square().nanmean()))
         if aim.missed(*found):
-            warn(
-                f"{aim} was not reached: L0 is {found[0]:.4g}, FVU {found[1]:.3g} on rows held out; raise max_iter, or"
-                f" start from other coefficients than {plan.recipe.objective!r}",
-            )
+            advice = "fit more epochs or more rows"
+            if aim.fvu is not None:
+                advice += f", or more units than {plan.codec.n_units}"
+            if found[1] >= 1:
+                advice = f"lower learning_rate_init, which was {plan.recipe.learning_rate:g}"
+            warn(f"{aim} was not reached: L0 is {found[0]:.4g}, FVU {found[1]:.3g} on rows held out; {advice}")
         self.dialled = told(aim, found, objective, part, x.shape[1], noise)
 
     def more(self, rows: Array) -> None:
