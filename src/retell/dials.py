@@ -175,7 +175,8 @@ class Dial:
         """log m with which L1 begins: 0 where there is no L1, another loss or no cut.
 
         Of a unit alone c |x - v h|² / D + λ |h| is least with h = 0 up to vᵀx = λ D / (2 c), and vᵀx is |v| / |w| of
-        its wᵀx: soft thresholding (Daubechies, Defrise & De Mol 2004).
+        its wᵀx: soft thresholding (Daubechies, Defrise & De Mol 2004). Of more units than columns none is alone, and
+        √(D / K) of that λ is near the one that is found.
         """
         codec, kinds = self.codec, {type(term): c for c, term in self.given.summands}
         if not isinstance(codec.code_activation, ReLU) or L1 not in kinds or MSE not in kinds:
@@ -184,7 +185,8 @@ class Dial:
         assert V is not None
         cut = -(W @ codec.centre + codec.encoder.bias)
         level = float((cut * torch.linalg.vector_norm(V, dim=0) / torch.linalg.vector_norm(W, dim=1)).mean())
-        least = 2 * kinds[MSE] * level / len(codec.centre)
+        D, K = V.shape
+        least = 2 * kinds[MSE] * level / D * math.sqrt(min(1.0, D / K))
         return math.log(least / kinds[L1]) if least > 0 else 0.0
 
     @property
