@@ -172,13 +172,14 @@ class Dial:
 
     @torch.no_grad()
     def _first(self) -> float:
-        """log m with which L1 begins: 0 where there is no L1, another loss or no cut.
+        """log m with which L1 begins: 0 where there is no L1, no MSE or one with a schedule, or no cut.
 
         Of a unit alone c |x - v h|² / D + λ |h| is least with h = 0 up to vᵀx = λ D / (2 c), and vᵀx is |v| / |w| of
         its wᵀx: soft thresholding (Daubechies, Defrise & De Mol 2004). Of more units than columns none is alone, and
         √(D / K) of that λ is near the one that is found.
         """
-        codec, kinds = self.codec, {type(term): c for c, term in self.given.summands}
+        codec, summands = self.codec, self.given.summands
+        kinds = {type(term): c for c, term in summands if isinstance(c, int | float)}
         if not isinstance(codec.code_activation, ReLU) or L1 not in kinds or MSE not in kinds:
             return 0.0
         W, V = codec.encoder.last.weight, codec.dictionary()
