@@ -217,6 +217,12 @@ def test_L1_begins_where_it_cuts_codes_off(rows, given):
     assert reached(fits[1], rows[8000:])[1] == pytest.approx(reached(fits[0], rows[8000:])[1], rel=0.02)
 
 
+def test_a_loss_with_a_schedule_has_a_target_too(rows):
+    model = make("ReLU", objective="Warmup(1, 20) * MSE() + 0.01 * L1()", target_l0=4, solver="auto").fit(rows[:3000])
+    assert reached(model, rows[8000:])[0] == pytest.approx(4, rel=0.1)
+    assert "Laplace prior" in model.dialled_
+
+
 @pytest.mark.parametrize("kind", ["TopK", "BatchTopK"])
 def test_a_target_may_need_most_units(rows, kind):
     model = make(kind, n_components=12, target_fvu=0.3, max_iter=30, solver="auto").fit(rows[:8000])

@@ -39,7 +39,7 @@ from torch import Tensor
 from retell.activations import BatchTopK, JumpReLU, ReLU, TopK
 from retell.codec import Codec
 from retell.losses import MSE
-from retell.objective import Objective
+from retell.objective import Objective, at
 from retell.parts import Bound, part_of
 from retell.penalties import L0, L1
 
@@ -172,14 +172,13 @@ class Dial:
 
     @torch.no_grad()
     def _first(self) -> float:
-        """log m with which L1 begins: 0 where there is no L1, no MSE or one with a schedule, or no cut.
+        """log m with which L1 begins: 0 where there is no L1, no MSE or no cut.
 
         Of a unit alone c |x - v h|² / D + λ |h| is least with h = 0 up to vᵀx = λ D / (2 c), and vᵀx is |v| / |w| of
         its wᵀx: soft thresholding (Daubechies, Defrise & De Mol 2004). Of more units than columns none is alone, and
         √(D / K) of that λ is near the one that is found.
         """
-        codec, summands = self.codec, self.given.summands
-        kinds = {type(term): c for c, term in summands if isinstance(c, int | float)}
+        codec, kinds = self.codec, _kinds(self.given)
         if not isinstance(codec.code_activation, ReLU) or L1 not in kinds or MSE not in kinds:
             return 0.0
         W, V = codec.encoder.last.weight, codec.dictionary()
@@ -435,11 +434,16 @@ def told(aim: Aim, found: tuple[float, float], objective: Objective, part: Any, 
     l0, fvu = found
     set_by = repr(part) if hasattr(part, "k") else repr(objective)
     said = f"L0 {l0:.4g}, FVU {fvu:.3g} for {aim}, by {set_by}"
-    kinds = {type(term): c for c, term in objective.summands}
+    kinds = _kinds(objective)
     if isinstance(part, ReLU) and set(kinds) == {MSE, L1} and len(objective.summands) == 2:
         scale = 2 * noise**2 * kinds[MSE] / (D * kinds[L1])
         said += f": Normal noise of scale {noise:.3g}, a Laplace prior of scale {scale:.3g}"
     return said
+
+
+def _kinds(objective: Objective) -> dict[type, float]:
+    """The coefficient of each kind of term, schedules at their end."""
+    return {type(term): at(c, math.inf) for c, term in objective.summands}
 
 
 def rounded(objective: Objective) -> Objective:
