@@ -19,7 +19,7 @@ from retell.adam import Group, Moments, adamw, clip, further_by, up_and_down
 from retell.batches import CELLS, Batches, InStep, how_many
 from retell.codec import Codec
 from retell.corruptions import Nothing
-from retell.dials import NO_AIM, Aim, Dial
+from retell.dials import NO_AIM, Aim, Dial, over
 from retell.guard import Guard, Judgement
 from retell.metrics import Explained
 from retell.notice import warn
@@ -295,7 +295,7 @@ class Descent:
     @property
     def done(self) -> float:
         """Share of the steps that is over; 1 where they have no end."""
-        return self.step / self.end if self.end < math.inf else 1.0
+        return over(self.step, self.end)
 
     def betas(self, rate: float) -> tuple[float, float]:
         """Adam's at a learning rate: from the largest on, the first falls with it, as weights that hardly move need

@@ -20,8 +20,8 @@ with units of no use. A large one is thinned out: at a share t of the steps it h
     first^(1 - s) wanted^s,   s = min(1, t / 0.9)
 
 units a row, target or not. L1 takes long to settle: it is thin 250 steps before the end, or from the first step on.
-JumpReLU's thresholds, of a code of any size that has a target, wait so long with learning:
-under a weak L0 a few fall until their units are always active, and the factor that all take silences the others.
+JumpReLU's thresholds, of a code of any size that has a target, wait so long with learning: under a weak L0 a few fall
+until their units are always active, and the factor that all take silences the others.
 
 L1 makes codes too short (Wright & Sharkey 2024, "Addressing Feature Suppression in SAEs"), the more so the sparser they
 are. Where it is for the units a row that it was given, and not for its own sake, `settle` makes them longer: by one
@@ -43,7 +43,7 @@ from retell.objective import Objective, at
 from retell.parts import Bound, part_of
 from retell.penalties import L0, L1
 
-__all__ = ["NO_AIM", "Aim", "Dial", "aimed", "check", "many", "rounded", "settle", "told"]
+__all__ = ["NO_AIM", "Aim", "Dial", "aimed", "at_first", "check", "many", "over", "rounded", "settle", "told"]
 
 WAIT = 0.1  # share of the steps before the wanted number moves; it rises slowly at first, as what has not been learned
 # yet is no lack of units, and many at a high rate would do harm
@@ -139,6 +139,17 @@ def many(codec: Codec) -> int:
     return max(1, min(codec.n_units // 16, len(codec.centre) // 8))
 
 
+def at_first(codec: Codec, aim: Aim) -> float:
+    """Units a row that a dial wants at first: the target, the code's k, or a 64th of its units, one at least."""
+    k = getattr(part_of(codec.code_activation), "k", None)
+    return float(aim.l0 or k or max(1.0, codec.n_units / 64))
+
+
+def over(step: int, end: float) -> float:
+    """Share of the steps that is over; 1 where they have no end."""
+    return step / end if end < math.inf else 1.0
+
+
 class Dial:
     """How sparse a code is in each step of a fit, and what is turned to that end.
 
@@ -156,9 +167,8 @@ class Dial:
 
     def __init__(self, codec: Codec, objective: Objective, aim: Aim, first: float = 0.0) -> None:
         self.codec, self.given, self.aim, self.first = codec, objective, aim, first
-        k = getattr(part_of(codec.code_activation), "k", None)
-        self.has_k = k is not None
-        self.wanted = float(aim.l0 or k or max(1.0, codec.n_units / 64))
+        self.has_k = hasattr(part_of(codec.code_activation), "k")
+        self.wanted = at_first(codec, aim)
         self.steps = math.inf
         self.done, self.thin = 1.0, THIN  # shares of the steps: how many are over, and after how many it is thin
         self.log_m, self.last = self._first() if aim else 0.0, 0.0
@@ -242,7 +252,7 @@ class Dial:
 
         BatchTopK's threshold is then that of the last batch alone.
         """
-        self.steps, self.done = end, step / end if end < math.inf else 1.0
+        self.steps, self.done = end, over(step, end)
         if isinstance(part_of(self.codec.code_activation), ReLU):
             self.thin = min(THIN, 1 - SETTLING / end)
         if self.sets_k:

@@ -13,7 +13,7 @@ from retell import auto
 from retell.codec import Codec
 from retell.constraints import NonNegative
 from retell.descend import Recipe
-from retell.dials import Aim, Dial, aimed, check, many, settle
+from retell.dials import Aim, aimed, at_first, check, many, settle
 from retell.factors import Factors
 from retell.known import FORGETFUL, Known
 from retell.networks import mirror, mlp
@@ -254,7 +254,7 @@ def _fill(codec: Codec, settings: Settings, parts: Parts, seen: Survey, seed: in
         observe(codec, sample)
     if _aim(settings) and not hasattr(parts.code_activation, "k"):
         first = float(many(codec)) if from_rows and parts.code_activation.sparse else 0.0
-        settle(codec, sample, Aim(max(first, Dial(codec, parts.objective, _aim(settings)).wanted)), loss)
+        settle(codec, sample, Aim(max(first, at_first(codec, _aim(settings)))), loss)
 
 
 def _judges(held_out: Array, rows: Array) -> Array:
