@@ -34,7 +34,37 @@ def test_stored_zeros_are_not_active():
     assert dead_share(h) == 2 / 3
 
 
+@pytest.mark.parametrize("metric", [l0, dead_share])
+@pytest.mark.parametrize(
+    ("h", "got"),
+    [
+        (Autoencoder(), "got Autoencoder"),
+        ("codes.npz", "got str"),
+        ([1.0, 2.0], r"got shape \(2,\) of float64"),
+        (np.zeros((0, 3)), r"got shape \(0, 3\) of float64"),
+        ([["a"]], r"got shape \(1, 1\) of <U1"),
+    ],
+)
+def test_what_is_no_code_is_told_of(metric, h, got):
+    with pytest.raises(ValueError, match="h must be rows of numbers.* " + got):
+        metric(h)
+
+
 # ------------------------------------------------------------------ reconstructions
+
+
+@pytest.mark.parametrize("metric", [fvu, metrics.explained_variance, shrinkage])
+def test_what_is_no_reconstruction_is_told_of(metric):
+    x = DRAW.normal(size=(4, 3))
+    with pytest.raises(ValueError, match=r"one shape, got \(4, 3\) and \(4, 2\)"):
+        metric(x, x[:, :2])
+    with pytest.raises(ValueError, match="x_hat must be rows of numbers"):
+        metric(x, x[0])
+    x_hat = x.copy()
+    x_hat[2, 1] = np.nan
+    with pytest.raises(ValueError, match="x_hat is NaN where x is not, in 1 cells, first in row 2, column 1"):
+        metric(x, x_hat)
+    assert np.isfinite(metric(x_hat, x_hat))  # unseen in both
 
 
 def test_fvu_is_of_all_cells_and_not_a_mean_of_rows():

@@ -37,8 +37,13 @@ def explained_variance(x: Array, x_hat: Array) -> float:
     -------
     float
         1.0 is perfect, 0.0 what the mean explains. Where x does not vary: 1.0 if reproduced, else 0.0.
+
+    Raises
+    ------
+    ValueError
+        If the two are not rows of one shape, or a reconstruction of a seen cell is NaN.
     """
-    x, x_hat = (_wide(some) for some in (x, x_hat))
+    x, x_hat = _pair(x, x_hat)
     seen = ~np.isnan(x)
     explained = Explained(np.where(seen, x, 0.0).sum(0) / np.maximum(seen.sum(0), 1))
     explained.add(x, x_hat)
@@ -58,6 +63,11 @@ def fvu(x: Array, x_hat: Array) -> float:
     float
         0.0 is perfect, 1.0 what the mean leaves.
 
+    Raises
+    ------
+    ValueError
+        As `explained_variance`.
+
     Examples
     --------
     >>> import numpy as np
@@ -76,13 +86,18 @@ def l0(h: Any) -> float:
     ----------
     h : array or scipy.sparse of shape (N, K)
 
+    Raises
+    ------
+    ValueError
+        If these are no rows.
+
     Examples
     --------
     >>> from retell.metrics import l0
     >>> l0([[0.0, 2.0, 1.0], [0.0, 0.0, 3.0]])
     1.5
     """
-    h = h if issparse(h) else np.asarray(h)
+    h = _rows(h, "h")
     return float(_active(h).sum() / h.shape[0])
 
 
@@ -94,6 +109,11 @@ def dead_share(h: Any) -> float:
     h : array or scipy.sparse of shape (N, K)
         As many rows as one wants to wait for: a rare feature is not dead.
 
+    Raises
+    ------
+    ValueError
+        If these are no rows.
+
     Examples
     --------
     >>> import numpy as np
@@ -103,7 +123,7 @@ def dead_share(h: Any) -> float:
     >>> dead_share(h), dead_share(csr_array(h))
     (0.5, 0.5)
     """
-    return float((_active(h) == 0).mean())
+    return float((_active(_rows(h, "h")) == 0).mean())
 
 
 def shrinkage(x: Array, x_hat: Array) -> float:
@@ -119,6 +139,11 @@ def shrinkage(x: Array, x_hat: Array) -> float:
     float
         1.0 is unbiased; below it reconstructions are too short, as an L1 penalty makes them; NaN where every x̂ is 0.
 
+    Raises
+    ------
+    ValueError
+        As `explained_variance`.
+
     References
     ----------
     Rajamanoharan et al. 2024, "Improving Dictionary Learning with Gated Sparse Autoencoders". SynthSAEBench's
@@ -132,17 +157,36 @@ def shrinkage(x: Array, x_hat: Array) -> float:
     >>> shrinkage(x, 0.75 * x)
     0.75
     """
+    x, x_hat = _pair(x, x_hat)
     seen = ~np.isnan(x)
     x, x_hat = np.where(seen, x, 0.0), np.where(seen, x_hat, 0.0)
     along = float(np.einsum("nd,nd->", x, x_hat, dtype=float))
     return float(np.einsum("nd,nd->", x_hat, x_hat, dtype=float)) / along if along else math.nan
 
 
-def _wide(some: Any) -> Array:
-    """Floats whose sums of many do not overflow: float32 at least."""
-    some = np.asarray(some)
-    wide: Array = some.astype(np.result_type(some.dtype, np.float32), copy=False)
-    return wide
+def _pair(x: Any, x_hat: Any) -> tuple[Array, Array]:
+    """Rows and their reconstructions, as floats whose sums of many do not overflow: float32 at least."""
+    x, x_hat = _rows(x, "x"), _rows(x_hat, "x_hat")
+    if x.shape != x_hat.shape:
+        raise ValueError(f"x and x_hat must be of one shape, got {x.shape} and {x_hat.shape}")
+    x, x_hat = (some.astype(np.result_type(some.dtype, np.float32), copy=False) for some in (x, x_hat))
+    lost = np.isnan(x_hat) & ~np.isnan(x)
+    if lost.any():
+        row, column = np.argwhere(lost)[0]
+        raise ValueError(
+            f"x_hat is NaN where x is not, in {lost.sum():,} cells, first in row {row}, column {column}: only a cell of x"
+            " may be unseen"
+        )
+    return x, x_hat
+
+
+def _rows(some: Any, name: str) -> Any:
+    """An array or a scipy.sparse, once it is known to hold rows of numbers."""
+    rows = some if issparse(some) else np.asarray(some)
+    if rows.dtype.kind not in "biuf" or rows.ndim != 2 or not rows.shape[0]:
+        got = f"shape {rows.shape} of {rows.dtype}" if rows.ndim else type(some).__name__
+        raise ValueError(f"{name} must be rows of numbers, an array of shape (N, columns), got {got}")
+    return rows
 
 
 def _active(h: Any) -> Array:
