@@ -174,8 +174,8 @@ def _pair(x: Any, x_hat: Any) -> tuple[Array, Array]:
     if lost.any():
         row, column = np.argwhere(lost)[0]
         raise ValueError(
-            f"x_hat is NaN where x is not, in {lost.sum():,} cells, first in row {row}, column {column}: only a cell of x"
-            " may be unseen"
+            f"x_hat is NaN where x is not, in {lost.sum():,} cells, first in row {row}, column {column}: only a cell of"
+            " x may be unseen"
         )
     return x, x_hat
 

@@ -23,7 +23,7 @@ def judge(figures: Figures) -> list[Wanted]:
         beyond = mine.get("peak_mb", math.nan) - mine.get("own_mb", math.nan)
         found.append(Wanted("TopK(32), K = 12288: MB of a step beyond what it must hold", beyond, 60, True))
     if "frontier" in figures:
-        found += frontier(figures["frontier"])
+        found += frontier(figures["frontier"]) + in_time(figures["frontier"], figures.get("in time", {}))
     found += [Wanted(f"{name}: off by", one["off"], 0.05, True) for name, one in figures.get("dials", {}).items()]
     return found
 
@@ -44,16 +44,29 @@ def frontier(f: Figures) -> list[Wanted]:
     """Least FVU at each L0 over codes, retell's over the peers'."""
     found = []
     for level in map(str, LEVELS):
-        best = {True: math.inf, False: math.inf}
-        for name, row in f.items():
-            if level in row:
-                own = name.startswith("retell")
-                best[own] = min(best[own], row[level]["fvu"])
-        if math.isfinite(best[False]):
-            figure = best[True] / best[False] if math.isfinite(best[True]) else math.nan
+        theirs = least(f, level, own=False)
+        if math.isfinite(theirs):
+            figure = least(f, level, own=True) / theirs
             found.append(Wanted(f"L0 = {level}: least FVU, retell / best peer", figure, 1.0, True))
     default = f.get("retell, defaults, TopK", {}).get("32", {}).get("fvu", math.nan)
     found.append(Wanted("TopK(32) with defaults: FVU", default, 0.150, True))
     dead = max((at["dead"] for name, row in f.items() if name.startswith("retell") for at in row.values()),
                default=math.nan)  # fmt: skip
     return [*found, Wanted(f"dead units, at most, of {', '.join(CODES)}", dead, 0.01, True)]
+
+
+def in_time(f: Figures, then: Figures) -> list[Wanted]:
+    """The same, of peers when retell's epochs are over."""
+    found = []
+    for level in map(str, LEVELS):
+        theirs = min((row["fvu"][level] for row in then.values() if math.isfinite(row["fvu"][level])), default=math.inf)
+        if math.isfinite(theirs):
+            figure = least(f, level, own=True) / theirs
+            found.append(Wanted(f"L0 = {level}: the same, at equal seconds", figure, 1.0, True))
+    return found
+
+
+def least(f: Figures, level: str, *, own: bool) -> float:
+    """The least FVU at an L0 of retell, or of the peers; inf where none is known, as no fit reaches it."""
+    rows = [row for name, row in f.items() if name.startswith("retell") is own and level in row]
+    return min((row[level]["fvu"] for row in rows), default=math.inf)
