@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import torch
 from threadpoolctl import ThreadpoolController
 
-__all__ = ["Crowd", "Work", "ahead", "calm", "spread", "threads"]
+__all__ = ["Crowd", "Work", "ahead", "calm", "even", "spread", "threads"]
 
 Work = Callable[[int, int], None]
 T = TypeVar("T")
@@ -100,6 +100,19 @@ def ahead(values: Iterator[T]) -> Iterator[T]:
         while value := coming.result():
             coming = helper.submit(lambda: list(islice(values, 1)))
             yield value[0]
+
+
+def even(n_rows: int, most: int, n_threads: int) -> int:
+    """Rows a block, at most so many, of which every thread gets as many as the others, within a block's last rows.
+
+    Examples
+    --------
+    >>> from retell.spread import even
+    >>> even(4096, 853, 2), even(4096, 1024, 2), even(100, 853, 2)
+    (683, 1024, 50)
+    """
+    turns = max(1, -(-n_rows // (most * n_threads)))
+    return max(1, -(-n_rows // (turns * n_threads)))
 
 
 def spread(start: Callable[[], Work], n_rows: int, size: int, *, most: int | None = None, enough: int = ENOUGH) -> None:

@@ -17,7 +17,7 @@ from retell.codec import Codec
 from retell.parts import part_of
 from retell.solvers.pairs import Block, Pairs, joined
 from retell.solvers.passes import with_ones
-from retell.spread import Work, spread
+from retell.spread import Work, even, spread
 
 __all__ = ["Finder"]
 
@@ -56,7 +56,7 @@ class Finder:
         n, D = x.shape
         if len(self.read) != n:
             self.read = with_ones(n, D, x, self.low.dtype)
-        size = min(self.most, -(-n // n_threads))
+        size = even(n, self.most, n_threads)
         if len(self.blocks) != n_threads or len(self.blocks[0].cells) != size:
             self.blocks = [Block(size, len(self.low), self.low.dtype) for _ in range(n_threads)]
         read, find, parts, free = self.read, self._find(x), {}, iter(self.blocks)

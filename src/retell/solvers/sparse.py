@@ -31,7 +31,7 @@ from retell.penalties import L0, L1, AuxK
 from retell.solvers.finder import Finder
 from retell.solvers.pairs import ByUnit, Pairs, Sum, summed
 from retell.solvers.passes import breadth
-from retell.spread import Work, spread, threads
+from retell.spread import Work, even, spread, threads
 
 __all__ = ["Sparse", "why_not"]
 
@@ -257,7 +257,7 @@ class Sparse(Descent):
             return work
 
         alone = iter([True])  # one thread sorts while others decode
-        spread(start, len(x), min(ROWS, -(-len(x) // self.threads)), enough=1, most=self.threads)
+        spread(start, len(x), even(len(x), ROWS, self.threads), enough=1, most=self.threads)
         squares, by_bias = zip(*(tallies[i] for i in sorted(tallies)), strict=True)
         torch.mul(torch.stack(by_bias).sum(0), scale, out=self.c_gradient)
         self.sums[1] = [self.by_unit.sum(some, h, *edge) for some, edge in zip(self.behind, edges, strict=True)]
