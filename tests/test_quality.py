@@ -168,6 +168,11 @@ def test_max_time_stops_the_fit_and_is_recorded(tmp_path):
     assert 'stopped_by = "max_time"' in (tmp_path / "m" / "model.toml").read_text()
 
 
+def test_biases_hurry_where_steps_are_few():
+    way = auto.Way(batch=4096, rate=1e-2, steps=500, least=10, most=400, bias=8.0)
+    assert [way.bias_rate(steps) for steps in (1, 200, 800, 20_000)] == [8.0, 8.0, 4.0, 1.0]
+
+
 def test_units_of_no_use_do_not_crowd_out_the_others(monkeypatch):
     """Heavy-tailed rows of 64 sources have nothing for most of 1,024 units to say."""
     monkeypatch.setattr(auto, "LARGE", 1)

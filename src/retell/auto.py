@@ -44,6 +44,7 @@ SURE = 3.0  # standard errors by which a fit must be better than PCA, where it s
 WEIGHT_DECAY = 0.4  # of nonlinear paths beside linear ones
 LARGE = 2**33  # rows x columns x units from which a dictionary is shared out among the rows
 LARGE_STEP = 2**26  # the same of a batch, from which active pairs cost less than all cells
+HASTY = 200  # steps of a fit in which biases must hurry
 
 
 def n_components(given: Any, variances: Array) -> int:
@@ -190,7 +191,7 @@ class Way(NamedTuple):
     warmup: float = 0.1
     """Share of the steps in which the rate rises."""
     bias: float = 1.0
-    """How many times as fast as other numbers the encoder's biases learn."""
+    """How many times as fast as other numbers the encoder's biases learn, in a fit of at most `HASTY` steps."""
     revive: float = 0.0
     """By how much the bias of an idle unit rises in a step, in its own largest rates."""
     first: float = 0.0
@@ -199,6 +200,10 @@ class Way(NamedTuple):
     def epochs(self, n: int, batch: int) -> int:
         """How many of n rows."""
         return int(min(self.most, max(self.least, round(self.steps / max(1, round(n / batch))))))
+
+    def bias_rate(self, steps: int) -> float:
+        """How many times as fast they learn in so many steps: what many small ones reach, few must be long for."""
+        return max(1.0, self.bias * math.sqrt(min(1.0, HASTY / max(1, steps))))
 
 
 def way(
@@ -209,9 +214,9 @@ def way(
 
     Dictionaries of many units that many rows share out take batches up to 4,096, Adam with a short memory that gets
     shorter as the rate falls, and a rate that falls with the square root of the units. The encoder's biases learn
-    0.4 √D times as fast, for what they are added to moves with every column of a row, and those of idle units are
-    raised. Where it is `known` how many units a row they have in the end, BatchTopK, JumpReLU and ReLU are thinned out
-    on the way, and the former two are faster by half.
+    0.4 √D times as fast, for what they are added to moves with every column of a row, less in fits of more than 200
+    steps, in which they keep up; those of idle units are raised. Where it is `known` how many units a row they have in
+    the end, BatchTopK, JumpReLU and ReLU are thinned out on the way, and the former two are faster by half.
     Where the way is short, nonlinear paths beside linear ones take batches near 4 √n, or n / 48 if that is more, up to
     4,096, and some 120 steps, at a rate that falls with the columns beyond 384: that many cells, all moved by one rate,
     move what they add up to. Others take batches of n / 16, to 64: 4,000 steps from far off, else 1,500; a rate of

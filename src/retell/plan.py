@@ -373,13 +373,14 @@ def _recipe(settings: Settings, parts: Parts, n: int, codec: Codec) -> Recipe:
     way = auto.way(codec, parts.objective, parts.corruption, parts.constraint, settings.start, n, given, known=known)
     rate, most, decay = settings.learning_rate_init, settings.max_iter, settings.weight_decay
     far = auto.far(codec, settings.start, parts.constraint)
+    most = way.epochs(n, way.batch) if isinstance(most, str) else most
     return Recipe(
         objective=parts.objective,
         corruption=parts.corruption,
         constraint=parts.constraint,
         batch_size=way.batch,
         learning_rate=way.rate if isinstance(rate, str) else rate,
-        max_iter=way.epochs(n, way.batch) if isinstance(most, str) else most,
+        max_iter=most,
         decay=auto.WEIGHT_DECAY if isinstance(decay, str) else decay,
         n_iter_no_change=settings.n_iter_no_change,
         tol=settings.tol,
@@ -388,7 +389,7 @@ def _recipe(settings: Settings, parts: Parts, n: int, codec: Codec) -> Recipe:
         betas=way.betas,
         late=way.late,
         warmup=way.warmup,
-        bias_rate=way.bias,
+        bias_rate=way.bias_rate(most * -(-n // way.batch)),
         revive=way.revive,
         first=way.first,
     )
