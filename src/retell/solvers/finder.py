@@ -60,13 +60,14 @@ class Finder:
         if len(self.blocks) != n_threads or len(self.blocks[0].cells) != size:
             self.blocks = [Block(size, len(self.low), self.low.dtype) for _ in range(n_threads)]
         read, find, parts, free = self.read, self._find(x), {}, iter(self.blocks)
+        low = self.low[:, : D + 1]  # what lies behind aligns rows, which is worth its bytes, not its products
 
         def start() -> Work:
             block = next(free)
 
             def work(i: int, j: int) -> None:
                 read[i:j, :D] = x[i:j]
-                parts[i] = find(block, torch.mm(read[i:j], self.low.T, out=block.cells[: j - i]))
+                parts[i] = find(block, torch.mm(read[i:j, : D + 1], low.T, out=block.cells[: j - i]))
 
             return work
 
