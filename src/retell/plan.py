@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from retell import auto
+from retell.batches import how_many
 from retell.codec import Codec
 from retell.constraints import NonNegative
 from retell.descend import Recipe
@@ -389,7 +390,7 @@ def _recipe(settings: Settings, parts: Parts, n: int, codec: Codec) -> Recipe:
         betas=way.betas,
         late=way.late,
         warmup=way.warmup,
-        bias_rate=way.bias_rate(most * -(-n // way.batch)),
+        bias_rate=way.bias_rate(most * how_many(n, way.batch)),
         revive=way.revive,
         first=way.first,
     )
