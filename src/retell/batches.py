@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from retell.seeds import row_order
-from retell.spread import ahead
+from retell.spread import ahead, even, spread
 
 __all__ = ["Batches", "Common", "InStep", "how_many"]
 
@@ -33,10 +33,11 @@ class Batches:
     def __init__(self) -> None:
         self.taken = torch.zeros(0)
 
-    def shuffled(self, x: Any, size: int, seed: int, epoch: int) -> Iterator[Tensor]:
+    def shuffled(self, x: Any, size: int, seed: int, epoch: int, n_threads: int = 1) -> Iterator[Tensor]:
         """All rows once, in batches of nearly equal size, in an order that is a function of (seed, epoch).
 
-        Many rows are taken at a time, a batch is given at a time.
+        Many rows are taken at a time, a batch is given at a time. Threads that share a step share that too; a step
+        that leaves cores idle has the next rows taken meanwhile.
 
         Parameters
         ----------
@@ -44,6 +45,8 @@ class Batches:
         size : int
             Rows of the largest batch.
         seed, epoch : int
+        n_threads : int, default=1
+            That a step of who asks is shared by.
         """
         steps = how_many(len(x), size)
         ends = [len(x) * i // steps for i in range(steps + 1)]
@@ -53,17 +56,22 @@ class Batches:
         order = row_order(seed, epoch, len(x)).to(x.device)
         most = max(1, CELLS // (size * x.shape[1]))
         several = [ends[i : i + most + 1] for i in range(0, steps, most)]
-        aside = len(several) > 1 and torch.get_num_threads() == 1  # or no time to gain, or every core computes
+        aside = len(several) > 1 and n_threads == 1  # or no time to gain, or every core computes
         shape = (2 if aside else 1, max(some[-1] - some[0] for some in several), x.shape[1])
         if self.taken.shape != shape:
             self.taken = torch.empty(shape, dtype=x.dtype, device=x.device)
 
         def take(i: int) -> Tensor:
             first, last = several[i][0], several[i][-1]
-            taken = self.taken[i % len(self.taken), : last - first]
+            taken, some = self.taken[i % len(self.taken), : last - first], order[first:last]
             if isinstance(x, Tensor):
-                return torch.index_select(x, 0, order[first:last], out=taken)
-            x.take(order[first:last], taken)
+                return torch.index_select(x, 0, some, out=taken)
+
+            def work(u: int, v: int) -> None:
+                x.take(some[u:v], taken[u:v])
+
+            block = even(len(some), max(1, CELLS // x.shape[1]), n_threads)
+            spread(lambda: work, len(some), block, enough=1, most=n_threads)
             return taken
 
         sizes = [[end - start for start, end in pairwise(some)] for some in several]
@@ -141,10 +149,10 @@ class InStep:
         self.batches = Batches()
         self.latest: dict[str, tuple[Hashable, Common[Tensor]]] = {}
 
-    def shuffled(self, x: Any, size: int, seed: int, epoch: int) -> Iterator[Tensor]:
+    def shuffled(self, x: Any, size: int, seed: int, epoch: int, n_threads: int = 1) -> Iterator[Tensor]:
         """As those of `Batches`."""
         asked = (size, seed, epoch)
-        return self._common("shuffled", asked, partial(self.batches.shuffled, x, *asked))
+        return self._common("shuffled", asked, partial(self.batches.shuffled, x, *asked, n_threads))
 
     def in_order(self, x: Any, size: int, epoch: int) -> Iterator[Tensor]:
         """As those of `Batches`."""

@@ -232,7 +232,7 @@ class Descent:
         sizes: list[int] = []
         self.codec.train()
         try:
-            for rows in self.batches.shuffled(x, self.recipe.batch_size, self.seed, self.epoch):
+            for rows in self.batches.shuffled(x, self.recipe.batch_size, self.seed, self.epoch, self.threads):
                 if self.dial.turns:
                     self.dial.begin(self.step, self.end)
                 rate = self.recipe.learning_rate * (self.guard.eased if constant_rate else self.share(steps))
