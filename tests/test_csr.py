@@ -124,6 +124,11 @@ def test_bad_codes_are_refused(rows):
         model.inverse_transform(sp.csr_array((3, 39)))
     with pytest.raises(ValueError, match="rows of real numbers were expected"):
         model.inverse_transform(sp.csr_array((3, 40), dtype=complex))
+    for unit in (-1, 40, 47, 48):  # the matrices are wider than the code, by zeros
+        one = sp.csr_array(np.eye(40)[:1])
+        one.indices[0] = unit
+        with pytest.raises(ValueError, match=f"H names unit {unit}, this model's codes have units 0 to 39"):
+            model.inverse_transform(one)
     bad = sp.lil_array((3, 40))
     for value, word in ((np.nan, "NaN"), (np.inf, "infinity")):
         bad[1, 2] = value

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.sparse import csr_array
 
 import retell.estimator
 import retell.streaming
@@ -217,6 +218,10 @@ BAD = {
     "three axes": (lambda x: x.reshape(7, 10, 8), r"batch 20 has shape \(7, 10, 8\).*reshape"),
     "infinity": (lambda x: np.where(np.arange(8) == 3, np.inf, x).astype(np.float32), "batch 20.*row 0, column 3"),
     "text": (lambda x: x.astype(str), "text|string"),
+    "sparse": (csr_array, r"batch 20 is a csr_array.*toarray\(\)"),
+    "rows and labels": (lambda x: (x, x[:, 0]), r"batch 20 is a tuple of 2.*batch\[0\] for batch"),
+    "a loader's list": (lambda x: [torch.from_numpy(x)], r"batch 20 is a list of 1.*batch\[0\] for batch"),
+    "a table of arrays": (lambda x: {"a": x}, r"batch 20 is a dict of 1.*batch\['a'\] for batch"),
 }
 
 
@@ -237,6 +242,10 @@ def test_what_is_no_stream_is_told():
     for n_rows in (1, 2.5, "all"):
         with pytest.raises(ValueError, match=f"n_rows={n_rows!r} is not possible"):
             model.fit_stream([draw()], n_rows=n_rows)
+    with pytest.raises(ValueError, match=r"got the path 'rows\.npy': fit reads files"):
+        model.fit_stream("rows.npy")
+    with pytest.raises(ValueError, match=r"one path was expected, of a file or a folder of files, got 2, 'a\.npy'"):
+        model.fit(["a.npy", "b.npy"])
     with pytest.raises(ValueError, match="more rows are to come"):
         Autoencoder(2, hidden_layer_sizes=(), solver="exact").fit_stream([draw()])
     with pytest.raises(ValueError, match=r"BCE\(\) needs values in \[0, 1\]"):

@@ -5,6 +5,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import torch
 from sklearn.metrics import precision_recall_fscore_support
 
 from retell import Autoencoder, metrics
@@ -53,7 +54,7 @@ def test_what_is_no_code_is_told_of(metric, h, got):
 # ------------------------------------------------------------------ reconstructions
 
 
-@pytest.mark.parametrize("metric", [fvu, metrics.explained_variance, shrinkage])
+@pytest.mark.parametrize("metric", [fvu, metrics.explained_variance, shrinkage, metrics.row_errors])
 def test_what_is_no_reconstruction_is_told_of(metric):
     x = DRAW.normal(size=(4, 3))
     with pytest.raises(ValueError, match=r"one shape, got \(4, 3\) and \(4, 2\)"):
@@ -64,7 +65,11 @@ def test_what_is_no_reconstruction_is_told_of(metric):
     x_hat[2, 1] = np.nan
     with pytest.raises(ValueError, match="x_hat is NaN where x is not, in 1 cells, first in row 2, column 1"):
         metric(x, x_hat)
-    assert np.isfinite(metric(x_hat, x_hat))  # unseen in both
+    assert np.isfinite(metric(x_hat, x_hat)).all()  # unseen in both
+    with pytest.raises(ValueError, match="must be dense"):
+        metric(sp.csr_array(x), x)
+    tensors = torch.tensor(x, requires_grad=True), torch.tensor(x / 2)
+    np.testing.assert_array_equal(metric(*tensors), metric(x, x / 2))
 
 
 def test_fvu_is_of_all_cells_and_not_a_mean_of_rows():
@@ -176,6 +181,15 @@ def test_what_can_not_be_compared_is_refused():
         recovery(np.eye(3), np.eye(3), h=np.eye(3))
     with pytest.raises(ValueError, match=r"h has shape \(2, 3\): \(5, 3\)"):
         recovery(np.eye(3), np.eye(3), np.zeros((2, 3)), np.zeros((5, 3)))
+    for wrong, shape in ((np.eye(3)[0], r"\(3,\)"), (np.array([["a"]]), r"\(1, 1\) of <U1")):
+        with pytest.raises(ValueError, match=f"array .features, columns. of numbers, got shape {shape}"):
+            recovery(wrong, np.eye(3))
+    with pytest.raises(ValueError, match="of 0 and of 3 features can't be compared"):
+        recovery(np.eye(3)[:0], np.eye(3))
+    with pytest.raises(ValueError, match="feature 1 of a dictionary is not finite"):
+        stability([[1.0, 0.0], [np.nan, 1.0]], np.eye(2))
+    with pytest.raises(ValueError, match="features 0 to 5 are to be detected, fired has 3"):
+        Detection([0, 5]).add(np.ones((2, 2)), np.ones((2, 3)))
 
 
 @pytest.mark.parametrize("cells", [2**22, 9])

@@ -124,6 +124,51 @@ def test_a_sample_is_even():
     assert abs(counts - 100).max() < 4 * np.sqrt(400 * 0.25 * 0.75)
 
 
+def active(model, X):
+    return (model.transform(X) != 0).sum(1).mean()
+
+
+@pytest.mark.parametrize(("code", "objective"), [
+    ("TopK(6)", "MSE()"), ("BatchTopK(6)", "MSE()"),
+    ("ReLU()", "MSE() + 0.01 * L1()"), ("JumpReLU()", "MSE() + 0.01 * L0()"),
+])  # fmt: skip
+def test_what_a_target_has_found_goes_on_and_is_saved(code, objective, tmp_path):
+    X = np.random.default_rng(0).normal(size=(600, 8)) @ np.random.default_rng(1).normal(size=(8, 16))
+    model = Autoencoder(32, code_activation=code, objective=objective, target_l0=3, max_iter=10, random_state=0).fit(X)
+    model.set_params(target_l0=None, objective=model.objective_)
+    for _ in range(2):
+        model.partial_fit(X)
+        assert active(model, X) == pytest.approx(3, rel=0.35)
+        model.save(tmp_path / "model")
+        again = retell.load(tmp_path / "model")
+        np.testing.assert_array_equal(again.transform(X), model.transform(X))
+        again.partial_fit(X)
+        np.testing.assert_allclose(active(again, X), active(model, X), rtol=0.35)
+
+
+@pytest.mark.parametrize("changed", [
+    {"n_components": 4}, {"code_activation": "TopK(2)"}, {"code_activation": "ReLU()"}, {"tied": True},
+    {"linear_path": False}, {"hidden_layer_sizes": (5,)}, {"scale": None}, {"precision": "float64"},
+])  # fmt: skip
+def test_a_model_keeps_its_shape(changed):
+    first = {"code_activation": "TopK(3)", "hidden_layer_sizes": (), "random_state": 0, "max_iter": 1}
+    for model in (make(**first).fit(ROWS), make(**first).partial_fit(ROWS)):
+        (name,), before = changed, model.transform(ROWS)
+        was = model.get_params()[name]
+        with pytest.raises(ValueError, match=f"^{name}=.*is not what this model has.*goes on with this one"):
+            model.set_params(**changed).partial_fit(ROWS)
+        np.testing.assert_array_equal(model.transform(ROWS), before)
+        model.set_params(**{name: was}).partial_fit(ROWS)
+
+
+def test_a_changed_rate_counts_from_the_next_call_on():
+    models = [make(random_state=0).partial_fit(ROWS).set_params(learning_rate_init=rate) for rate in (1e-6, 3e-2)]
+    before = models[0].reconstruct(ROWS)
+    moved = [np.abs(model.partial_fit(ROWS).reconstruct(ROWS) - before).max() for model in models]
+    assert moved[0] < 0.01 * moved[1]
+    assert [(model.n_iter_, len(model.loss_curve_)) for model in models] == [(2, 2), (2, 2)]
+
+
 @pytest.mark.parametrize("large", [False, True])
 def test_a_call_that_diverges_leaves_the_model_as_it_was(large, monkeypatch):
     monkeypatch.setattr(auto, "LARGE", 1 if large else auto.LARGE)

@@ -64,7 +64,7 @@ def as_csr(H: Any, n_units: int) -> csr_array | None:
     Raises
     ------
     ValueError
-        If they are not real numbers, or of another width.
+        If they are not real numbers, or of another width, or name a unit that there is not.
     """
     if not issparse(H):
         return None
@@ -73,6 +73,9 @@ def as_csr(H: Any, n_units: int) -> csr_array | None:
     if H.shape[1] != n_units:
         raise ValueError(f"H has {H.shape[1]} columns, this model's codes have {n_units}")
     rows = csr_array(H, dtype=H.dtype if H.dtype in (np.float32, np.float64) else np.float64)
+    if rows.nnz and not 0 <= rows.indices.min() <= rows.indices.max() < n_units:
+        wrong = rows.indices[(rows.indices < 0) | (rows.indices >= n_units)][0]
+        raise ValueError(f"H names unit {wrong}, this model's codes have units 0 to {n_units - 1}")
     if not rows.has_canonical_format:
         rows = rows.copy()  # what was given stays as it is
         rows.sum_duplicates()

@@ -49,6 +49,9 @@ __all__ = ["Autoencoder", "LogJoint", "first_rows", "load"]
 
 Array = npt.NDArray[Any]
 
+SHAPING = ("n_components", "hidden_layer_sizes", "decoder_hidden_layer_sizes", "activation", "code_activation",
+           "linear_path", "tied", "scale", "precision")  # fmt: skip  # that stay as they are while a model goes on
+
 
 class LogJoint(NamedTuple):
     """log p(x, h) per row and its parts, in nats.
@@ -97,9 +100,9 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         steps are left at least. BatchTopK is judged after each epoch by the units that it has in the end; epochs of
         JumpReLU can't be compared, and the last counts as the best.
     target_l0 : float or None, default=None
-        Active units of a row, on average, for a linear encoder and decoder. TopK and BatchTopK take it for their k, to
-        the next whole number. With JumpReLU and ReLU the coefficients of L0 and L1 in the objective are turned after
-        every batch; L1's begins, with an MSE, where it cuts codes off as the first biases do, else as given. JumpReLU's
+        Active units of a row, on average, for a linear encoder and decoder. BatchTopK takes it for its k, rounded, TopK
+        the whole number from there on. With JumpReLU and ReLU the coefficients of L0 and L1 are turned after every
+        batch; L1's begins, with an MSE, where it cuts codes off as the first biases do, else as given. JumpReLU's
         thresholds take one factor before every batch; they start where they leave so many units active, as ReLU's
         biases do, and learn how to differ in the last tenth of the steps, so that the coefficient hardly matters. At
         the end the thresholds or biases are set so that rows that were held out have the target: `validation_fraction`
@@ -135,8 +138,8 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         "exact" is the closed form, "descend" the reference loop with autograd's gradients, "dense" the same loop
         with gradients that are written out, several times faster on small nets, "sparse" the same by the active
         pairs of row and unit alone, at the cost of about one product of a wide linear encoder: for TopK, BatchTopK,
-        JumpReLU and ReLU codes. "auto" is the first of exact, sparse (256 units or more, at most one in 16 active),
-        dense and descend that can be had.
+        JumpReLU and ReLU codes. "auto" is the first of exact, sparse (where the rows of a batch times K times D are
+        2**26 or more, and k at most K / 16), dense and descend that can be had.
     batch_size : int or "auto", default="auto"
         Rows a step. "auto": where nothing but reconstruction is asked of nonlinear paths beside linear ones, which
         start at PCA's, the way is short: about 4 √N rows, or N / 48 if that is more, at most N / 4 and 4,096; else
@@ -368,26 +371,36 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         from then on.
 
         The optimiser's moments and the sample are kept between calls, and by pickle; a model folder has neither: after
-        `retell.load` they begin anew, as they do after a fit.
+        `retell.load` they begin anew, as they do after a fit, and where a parameter has changed since the last call.
+        Steps are those of the solver "descend", whatever `solver` says: `fit_stream` is quicker.
 
         Parameters
         ----------
         X : array or frame of shape (N, D)
         y : ignored
+
+        Raises
+        ------
+        ValueError
+            With a target; where a parameter that shapes the model, such as `code_activation`, is not the one that the
+            model has; if there is no row within `max_norm`.
         """
-        first = not hasattr(self, "_training")
         settings, parts = self._settings()
         if settings.target_l0 is not None or settings.target_fvu is not None:
             raise ValueError(
                 "partial_fit has no end at which a target is reached: leave target_l0 and target_fvu out. A model that"
                 " has reached one goes on after set_params(target_l0=None, target_fvu=None, objective=model.objective_)"
             )
-        rows, names = self._named_rows(X, reset=not hasattr(self, "codec_"), parts=parts)
+        first = "_training" not in self.__dict__ or self._training.asked != settings
+        asked, fitted = settings, hasattr(self, "codec_")
+        if first and fitted:
+            settings, parts = self._as_fitted(settings, parts)
+        rows, names = self._named_rows(X, reset=not fitted, parts=parts)
         limit = self._limit(settings, rows) if first else self._training.limit
         rows, left_out = self._within(limit, rows)
         if first:
             self._training = Training(self._on(settings, parts, rows), limit=limit)
-            self._training.before = self.__dict__.get("_model")
+            self._training.asked, self._training.before = asked, self.__dict__.get("_model")
         self._training.left_out += left_out
         self._training.more(rows)
         self._take(self._training, names)
@@ -764,6 +777,20 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
 
+    def _as_fitted(self, settings: Settings, parts: Parts) -> tuple[Settings, Parts]:
+        """What goes on with a fitted model: its own code activation, where a target has found that one."""
+        was, known = self._model.settings, self._model.parts.code_activation
+        if self._model.fitted.dialled and type(parts.code_activation) is type(known):
+            settings = replace(settings, code_activation=was.code_activation)
+        for name in SHAPING:
+            given, has = getattr(settings, name), getattr(was, name)
+            if given != has:
+                raise ValueError(
+                    f"{name}={given!r} is not what this model has, {has!r}, and partial_fit goes on with the model as"
+                    f" it is: fit makes another one, set_params({name}={has!r}) goes on with this one"
+                )
+        return settings, replace(parts, code_activation=known)
+
     def _on(self, settings: Settings, parts: Parts, rows: Array) -> Plan:
         """What a first partial_fit does: on from the fit, if there was one."""
         settled, seed = replace(settings, early_stopping=False, solver="descend"), seed_of(self.random_state)
@@ -854,6 +881,8 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
     def _named_rows(self, X: Any, *, reset: bool = False, parts: Parts | None = None) -> tuple[Array, Any]:
         """X as an array of floats, and its columns' names or None; values are read only for `parts`."""
+        if isinstance(X, list | tuple) and X and isinstance(X[0], str | os.PathLike):
+            raise ValueError(f"one path was expected, of a file or a folder of files, got {len(X)}, {X[0]!r} first")
         if X is None or hasattr(X, "__next__"):
             once = "" if X is None else ", which can be read once only: give batches that come one by one to fit_stream"
             raise TypeError(f"rows (N, D) were expected, got {type(X).__name__}{once}")

@@ -231,8 +231,7 @@ def _findings(known: Inspection, heavy: float, names: Any) -> Iterator[Finding]:
             f"{len(known.massive):,} of the {n:,} rows are more than {MASSIVE:g} times as far from the mean as most,"
             f" up to {known.largest:.3g} times, and make up {percent(heavy)} of all squares: they would make"
             " the fit",
-            "leave them out (np.delete(X, retell.inspect(X).massive, axis=0)), or take a loss that large errors do not"
-            " rule (Huber())",
+            f"leave them out (max_norm={MASSIVE:g}), or take a loss that large errors do not rule (Huber())",
         )
     if known.mean_to_spread > OFF:
         yield Finding(

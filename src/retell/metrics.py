@@ -13,6 +13,7 @@ import numpy.typing as npt
 from scipy.sparse import issparse
 
 from retell.recovery import Detection, Recovery, recovery, stability, uniqueness
+from retell.rows.arrays import as_numpy
 
 __all__ = [
     "Detection", "Explained", "Recovery", "dead_share", "explained_variance", "fvu", "l0", "recovery", "row_errors",
@@ -22,10 +23,21 @@ __all__ = [
 Array = npt.NDArray[Any]
 
 
-def row_errors(x: Array, x_hat: Array) -> Array:
-    """Squared error summed over seen cells, per row (N,)."""
-    errors: Array = np.nansum((x - x_hat) ** 2, axis=1)
-    return errors
+def row_errors(x: Any, x_hat: Any) -> Array:
+    """Squared error summed over seen cells, per row (N,).
+
+    Raises
+    ------
+    ValueError
+        As `explained_variance`.
+
+    Examples
+    --------
+    >>> from retell.metrics import row_errors
+    >>> row_errors([[1.0, 2.0], [0.0, 0.0]], [[1.0, 4.0], [1.0, 2.0]])
+    array([4., 5.])
+    """
+    return _row_errors(*_pair(x, x_hat))
 
 
 def explained_variance(x: Array, x_hat: Array) -> float:
@@ -166,6 +178,8 @@ def shrinkage(x: Array, x_hat: Array) -> float:
 
 def _pair(x: Any, x_hat: Any) -> tuple[Array, Array]:
     """Rows and their reconstructions, as floats whose sums of many do not overflow: float32 at least."""
+    if issparse(x) or issparse(x_hat):
+        raise ValueError("x and x_hat must be dense, as a reconstruction is: give toarray() of what is sparse")
     x, x_hat = _rows(x, "x"), _rows(x_hat, "x_hat")
     if x.shape != x_hat.shape:
         raise ValueError(f"x and x_hat must be of one shape, got {x.shape} and {x_hat.shape}")
@@ -182,7 +196,7 @@ def _pair(x: Any, x_hat: Any) -> tuple[Array, Array]:
 
 def _rows(some: Any, name: str) -> Any:
     """An array or a scipy.sparse, once it is known to hold rows of numbers."""
-    rows = some if issparse(some) else np.asarray(some)
+    rows = some if issparse(some) else np.asarray(as_numpy(some))
     if rows.dtype.kind not in "biuf" or rows.ndim != 2 or not rows.shape[0]:
         got = f"shape {rows.shape} of {rows.dtype}" if rows.ndim else type(some).__name__
         raise ValueError(f"{name} must be rows of numbers, an array of shape (N, columns), got {got}")
@@ -194,8 +208,13 @@ def _active(h: Any) -> Array:
     if issparse(h):
         entries = h.tocoo()
         return np.bincount(entries.coords[1][entries.data != 0], minlength=h.shape[1])
-    counts: Array = np.count_nonzero(np.asarray(h), axis=0)
+    counts: Array = np.count_nonzero(h, axis=0)
     return counts
+
+
+def _row_errors(x: Array, x_hat: Array) -> Array:
+    errors: Array = np.nansum((x - x_hat) ** 2, axis=1)
+    return errors
 
 
 class Explained:
@@ -215,7 +234,7 @@ class Explained:
     def add(self, x: Array, x_hat: Array) -> None:
         """Rows (N, D), NaN where unseen, and their reconstructions."""
         self.see(x)
-        self.error += float(row_errors(x, x_hat).sum())
+        self.error += float(_row_errors(x, x_hat).sum())
 
     def see(self, x: Array) -> None:
         """Rows (N, D) alone: how much there is to explain."""

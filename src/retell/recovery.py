@@ -15,6 +15,8 @@ import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import issparse
 
+from retell.rows.arrays import as_numpy
+
 __all__ = ["Detection", "Recovery", "nearest", "recovery", "stability", "twins", "uniqueness"]
 
 Array = npt.NDArray[Any]
@@ -218,6 +220,10 @@ class Detection:
         if h.shape != (fired.shape[0], len(self.nearest)):
             expected = (fired.shape[0], len(self.nearest))
             raise ValueError(f"h has shape {h.shape}: {expected}, the rows of fired and the features, was expected")
+        if len(self.nearest) and not 0 <= self.nearest.min() <= self.nearest.max() < fired.shape[1]:
+            raise ValueError(
+                f"features {self.nearest.min()} to {self.nearest.max()} are to be detected, fired has {fired.shape[1]}"
+            )
         size = max(1, CELLS // max(h.shape[1], fired.shape[1]))
         for i in range(0, h.shape[0], size):
             on, due = (_dense(some[i : i + size]) != 0 for some in (h, fired))
@@ -256,8 +262,12 @@ def _dense(some: Any) -> Array:
 def _unit(dictionary: Any) -> Array:
     """Rows of length 1; a row of zeros stays."""
     of_model = hasattr(dictionary, "fit")
-    V = np.asarray(dictionary.components_ if of_model else dictionary)
+    V = np.asarray(as_numpy(dictionary.components_ if of_model else dictionary))
+    if V.ndim != 2 or V.dtype.kind not in "biuf":
+        raise ValueError(f"a dictionary is an array (features, columns) of numbers, got shape {V.shape} of {V.dtype}")
     V = V if V.dtype == np.float32 else V.astype(float)
+    if not np.isfinite(V).all():
+        raise ValueError(f"feature {np.flatnonzero(~np.isfinite(V).all(1))[0]} of a dictionary is not finite")
     norm = np.linalg.norm(V, axis=1, keepdims=True)
     unit: Array = V / np.where(norm > 0, norm, 1)
     return unit
@@ -265,6 +275,8 @@ def _unit(dictionary: Any) -> Array:
 
 def _cosines(a: Array, b: Array) -> Iterator[tuple[int, Array]]:
     """The number of the first of some rows of a, and their |cos| (n, L) with all of b; both have unit rows."""
+    if not (len(a) and len(b)):
+        raise ValueError(f"dictionaries of {len(a)} and of {len(b)} features can't be compared")
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"features of {a.shape[1]} and of {b.shape[1]} columns can't be compared")
     size = max(1, CELLS // len(b))

@@ -85,6 +85,7 @@ class Training:
         self.found = found
         self.limit, self.left_out = limit, left_out
         self.before: Model | None = None  # what this goes on from
+        self.asked = plan.settings  # as they were given
         self.sample = Sample(enough(plan.survey.rows.shape[1]), generator(plan.seed, SAMPLE))
         self.n_rows = self._looked = len(plan.survey.rows)
         self._errors: dict[tuple[str, bool], Array] = {}
@@ -209,7 +210,9 @@ class Training:
             advice = "fit more epochs or more rows"
             if aim.fvu is not None:
                 advice += f", or more units than {plan.codec.n_units}"
-            if found[1] >= 1:
+            if math.isnan(found[1]):
+                advice = "they do not vary, so there is nothing to explain"
+            elif found[1] >= 1:
                 advice = f"lower learning_rate_init, which was {plan.recipe.learning_rate:g}"
             warn(f"{aim} was not reached: L0 is {found[0]:.4g}, FVU {found[1]:.3g} on rows held out; {advice}")
         self.dialled = told(aim, found, objective, part, x.shape[1], noise)

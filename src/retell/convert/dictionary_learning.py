@@ -202,9 +202,8 @@ def _unpickled(file: Path) -> dict[str, Tensor]:
         found: Any = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise ModelFileError(f"{file} can't be read: {error.strerror or error}") from None
-    except Exception as error:  # whatever a file that is damaged, or holds more than tensors, brings about
-        what = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelFileError(f"{file} holds more than tensors, or is damaged: {what}") from None
+    except Exception:  # whatever a file that is damaged, or holds more than tensors, brings about
+        raise ModelFileError(f"{file} holds more than tensors, or is damaged; nothing in it was run") from None
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
         raise ModelFileError(f"{file} holds no table of tensors")
     return {str(name): value.detach() for name, value in found.items()}

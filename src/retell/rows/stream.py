@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice, zip_longest
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import issparse
 
 from retell.rows.arrays import as_numpy, check_finite, check_kinds, check_support, column_names
 
@@ -20,6 +22,8 @@ FLOATS = "float16", "float32", "float64"
 
 def named(batches: Iterable[Any]) -> tuple[list[str] | None, Iterator[Any]]:
     """The names that the columns of the first batch have, or None, and all batches."""
+    if isinstance(batches, str | bytes | os.PathLike):
+        raise ValueError(f"batches of rows were expected, one by one, got the path {batches!r}: fit reads files")
     coming = iter(batches)
     first = list(islice(coming, 1))
     return column_names(first[0]) if first else None, chain(first, coming)
@@ -46,7 +50,7 @@ def arrays(batches: Iterable[Any], n_rows: int | None, loss: Any, names: list[st
     """
     first, left = None, n_rows
     for number, batch in enumerate(batches):
-        called, rows, labels = f"batch {number}", _array(batch), column_names(batch)
+        called, rows, labels = f"batch {number}", _array(batch, number), column_names(batch)
         if rows.ndim != 2:
             raise ValueError(
                 f"{called} has shape {rows.shape}: rows and columns were expected, as of x.reshape(-1, x.shape[-1])"
@@ -98,8 +102,16 @@ def beginning(coming: Iterator[Array], enough: int) -> tuple[Array, Iterator[Arr
     return rows[:most], chain([rest] if len(rest) else [], coming), not more and not len(rest)
 
 
-def _array(batch: Any) -> Array:
+def _array(batch: Any, number: int) -> Array:
     """A batch in memory, as floats."""
+    if issparse(batch):
+        raise ValueError(f"batch {number} is a {type(batch).__name__}: rows are dense, give its toarray()")
+    if isinstance(batch, dict) or (isinstance(batch, list | tuple) and any(np.ndim(some) == 2 for some in batch[:1])):
+        one = next(iter(batch)) if isinstance(batch, dict) else 0
+        raise ValueError(
+            f"batch {number} is a {type(batch).__name__} of {len(batch)}: rows (n, D) were expected, perhaps its part"
+            f" {one!r}, as of fit_stream(batch[{one!r}] for batch in batches)"
+        )
     batch = as_numpy(batch)
     check_kinds(batch)
     rows = np.asarray(batch)
