@@ -19,6 +19,7 @@ from retell.notice import warn
 from retell.report import charts
 from retell.seeds import seed_of
 from retell.several import Figures, Fit, fit, fit_stream, judge
+from retell.store import check_parent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -117,6 +118,7 @@ class Frontier:
         picture, and a warning says so.
         """
         place = Path(folder)
+        check_parent(place)
         place.mkdir(exist_ok=True)
         for old in place.glob("model-*/model.toml"):
             shutil.rmtree(old.parent)

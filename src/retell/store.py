@@ -29,6 +29,7 @@ __all__ = [
     "FORMAT",
     "CheckpointError",
     "ModelFileError",
+    "check_parent",
     "read_checkpoint",
     "read_model",
     "read_tensors",
@@ -75,6 +76,12 @@ def write_model(path: str | os.PathLike[str], config: Mapping[str, Any], tensors
     write_folder(path, dict(zip(FILES, (weights, text), strict=True)), "retell model")
 
 
+def check_parent(path: Path) -> None:
+    """Raise FileNotFoundError where a folder can't be made for want of the one that it is to be in."""
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{path} can't be written: there is no folder {path.absolute().parent}")
+
+
 def write_folder(
     path: str | os.PathLike[str],
     files: Mapping[str, bytes],
@@ -96,10 +103,13 @@ def write_folder(
 
     Raises
     ------
+    FileNotFoundError
+        Without a parent.
     FileExistsError
         If something that is no such folder, or holds more than one, stands at `path`.
     """
     path = Path(os.path.realpath(path))
+    check_parent(path)
     if path.exists() and not (path / list(files)[-1]).is_file():
         raise FileExistsError(f"{path} exists and is not a {kind}: choose another name")
     others = set(os.listdir(path)) - set(files) if path.exists() else set()
