@@ -66,12 +66,11 @@ class Batches:
             taken, some = self.taken[i % len(self.taken), : last - first], order[first:last]
             if isinstance(x, Tensor):
                 return torch.index_select(x, 0, some, out=taken)
-
-            def work(u: int, v: int) -> None:
-                x.take(some[u:v], taken[u:v])
-
+            if torch.get_num_threads() > 1:  # they share each call, and would be in the way of other threads
+                x.take(some, taken)
+                return taken
             block = even(len(some), max(1, CELLS // x.shape[1]), n_threads)
-            spread(lambda: work, len(some), block, enough=1, most=n_threads)
+            spread(lambda: lambda u, v: x.take(some[u:v], taken[u:v]), len(some), block, enough=1, most=n_threads)
             return taken
 
         sizes = [[end - start for start, end in pairwise(some)] for some in several]

@@ -33,7 +33,7 @@ from retell.spread import threads
 __all__ = ["Dense", "why_not"]
 
 mse_backward = torch.ops.aten.mse_loss_backward.grad_input
-LARGE = 2**14  # weights of a layer from which bfloat16 gains more by products than it loses by casts
+LARGE = 2**13  # weights of a layer from which bfloat16 gains more by products than it loses by casts
 JUDGED = 2**15  # cells at a time
 SMALL = 2**22  # multiplications in a product up to which a second thread saves a tenth, and costs far more at times
 SQUARED = {kind: SQUASHES[kind.__name__.lower()] for kind in (Identity, ReLU, Sigmoid, Tanh)}

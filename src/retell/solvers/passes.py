@@ -240,19 +240,19 @@ class Layer:
         self.dtype = value.dtype
         self.value, self.gradient = value[:, :n], gradient[:, :n]
         self.joined = affine is owner and affine.bias is not None
-        if self.joined:
-            self.block, self.block_gradient = value, gradient
+        if self.joined:  # what lies behind the bias aligns rows, which is worth its bytes, not its products
+            self.block, self.block_gradient = value[:, : n + 1], gradient[:, : n + 1]
         elif affine is not owner:
             self.value, self.gradient = self.value.T, self.gradient.T
             self.bias = None if affine.bias is None else places[id(affine.bias)]
 
     def reads(self, x: Tensor, calls: list[Call]) -> Tensor:
-        """x, or memory into which a further call copies it in this layer's dtype."""
-        if x.dtype == self.dtype:
-            return x
-        memory = with_ones(len(x), self.n_in, x, self.dtype)
-        calls.append(partial(memory[:, : self.n_in].copy_, x[:, : self.n_in]))
-        return memory
+        """x, or memory into which a further call copies it in this layer's dtype; a one after each row, no more."""
+        if x.dtype != self.dtype:
+            memory = with_ones(len(x), self.n_in, x, self.dtype)
+            calls.append(partial(memory[:, : self.n_in].copy_, x[:, : self.n_in]))
+            x = memory
+        return x if x.shape[1] == self.n_in + 1 else x[:, : self.n_in + 1]
 
     def forward(self, x: Tensor, y: Tensor) -> list[Call]:
         """From x, each of whose rows ends in a one, to y (n, n_out)."""
