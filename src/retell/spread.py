@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -115,7 +115,10 @@ def even(n_rows: int, most: int, n_threads: int) -> int:
     return max(1, -(-n_rows // (turns * n_threads)))
 
 
-def spread(start: Callable[[], Work], n_rows: int, size: int, *, most: int | None = None, enough: int = ENOUGH) -> None:
+def spread(
+    start: Callable[[], Work], n_rows: int, size: int, *, most: int | None = None, enough: int = ENOUGH,
+    staggered: bool = False,
+) -> None:  # fmt: skip
     """Work all rows, `size` at a time, on several threads.
 
     Parameters
@@ -128,13 +131,17 @@ def spread(start: Callable[[], Work], n_rows: int, size: int, *, most: int | Non
         Threads; None for as many as torch would use, 1 for block after block in order.
     enough : int, default=4
         Blocks that repay the start of a thread.
+    staggered : bool, default=False
+        Whether several threads begin with half a block, so that they are not all at the same part of their work.
 
     Raises
     ------
     Exception
         What the first of the blocks that failed has raised.
     """
-    firsts = iter(range(0, n_rows, size))
+    most = min(most or torch.get_num_threads(), -(-n_rows // size) // enough)
+    inner = range(size // 2 if staggered and most > 1 else size, n_rows, size)
+    blocks = iter(list(pairwise(sorted({0, *inner, n_rows}))))
     failed: list[tuple[int, BaseException]] = []
 
     def run() -> None:
@@ -142,14 +149,13 @@ def spread(start: Callable[[], Work], n_rows: int, size: int, *, most: int | Non
         try:
             with torch.no_grad():
                 work = start()
-                for first in firsts:
+                for first, last in blocks:
                     if failed:
                         break
-                    work(first, min(first + size, n_rows))
+                    work(first, last)
         except BaseException as error:
             failed.append((first, error))
 
-    most = min(most or torch.get_num_threads(), -(-n_rows // size) // enough)
     with threads(1):  # what a new helper sets would hold for threads that are born later
         futures = [_helpers(os.getpid()).submit(run) for _ in range(most - 1)]
         run()

@@ -71,7 +71,7 @@ class Finder:
 
             return work
 
-        spread(start, n, size, enough=1, most=n_threads)
+        spread(start, n, size, enough=1, most=n_threads, staggered=True)  # one multiplies while another compares
         found = joined([parts[i] for i in sorted(parts)])
         found = found._replace(values=found.values.to(x.dtype))
         if isinstance(self.part, TopK) and self.part.least:
