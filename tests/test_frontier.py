@@ -260,7 +260,7 @@ def test_a_frontier_is_kept(tmp_path):
     found = frontier(Autoencoder(12, **SMALL), X, code_activation=[TopK(1), TopK(2), TopK(4)])
     (tmp_path / "f" / "model-7").mkdir(parents=True)
     (tmp_path / "f" / "model-7" / "model.toml").touch()
-    with pytest.raises(FileNotFoundError, match="f can't be written: there is no folder .*no$"):
+    with pytest.raises(FileNotFoundError, match=r"f can't be written: there is no folder .*no$"):
         found.save(tmp_path / "no" / "f")
     found.save(tmp_path / "f")
     assert sorted(it.name for it in (tmp_path / "f").iterdir()) == [

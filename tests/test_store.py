@@ -204,7 +204,7 @@ def test_only_a_model_is_overwritten(rows, tmp_path):
         with pytest.raises(FileExistsError, match="choose another name"):
             model.save(tmp_path / name)
         assert (tmp_path / kept).read_text() == "mine"
-    with pytest.raises(FileNotFoundError, match="parent can't be written: there is no folder .*such$"):
+    with pytest.raises(FileNotFoundError, match=r"parent can't be written: there is no folder .*such$"):
         model.save(tmp_path / "no" / "such" / "parent")
     assert sorted(os.listdir(tmp_path)) == ["file", "folder", "model"]
     same(retell.load(tmp_path / "model"), model, rows)
