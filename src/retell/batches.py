@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from retell.seeds import row_order
-from retell.spread import ahead, even, spread
+from retell.spread import Work, ahead, even, spread
 
 __all__ = ["Batches", "Common", "InStep", "how_many"]
 
@@ -48,10 +48,24 @@ class Batches:
         n_threads : int, default=1
             That a step of who asks is shared by.
         """
+
+        def share(work: Work, n: int) -> None:
+            """Work n rows by the threads that share a step; those of torch share each call by themselves."""
+            if torch.get_num_threads() > 1:
+                work(0, n)
+            else:
+                spread(lambda: work, n, even(n, max(1, CELLS // x.shape[1]), n_threads), enough=1, most=n_threads)
+
         steps = how_many(len(x), size)
         ends = [len(x) * i // steps for i in range(steps + 1)]
         if getattr(x, "pooled", False):
-            yield from ahead(x.shuffled([end - start for start, end in pairwise(ends)], seed, epoch))
+            coming = x.shuffled([end - start for start, end in pairwise(ends)], seed, epoch)
+            # a thread that reads beside those that step takes a core from one, and all wait: the system reads ahead too
+            idle = n_threads == 1 or x.device.type != "cpu"
+            for some in ahead(map(x.scale_, coming)) if idle else coming:
+                if not idle:
+                    share(partial(_scale, x, some), len(some))
+                yield some.to(x.device, x.dtype)
             return
         order = row_order(seed, epoch, len(x)).to(x.device)
         most = max(1, CELLS // (size * x.shape[1]))
@@ -66,11 +80,7 @@ class Batches:
             taken, some = self.taken[i % len(self.taken), : last - first], order[first:last]
             if isinstance(x, Tensor):
                 return torch.index_select(x, 0, some, out=taken)
-            if torch.get_num_threads() > 1:  # they share each call, and would be in the way of other threads
-                x.take(some, taken)
-                return taken
-            block = even(len(some), max(1, CELLS // x.shape[1]), n_threads)
-            spread(lambda: lambda u, v: x.take(some[u:v], taken[u:v]), len(some), block, enough=1, most=n_threads)
+            share(lambda u, v: x.take(some[u:v], taken[u:v]), len(some))
             return taken
 
         sizes = [[end - start for start, end in pairwise(some)] for some in several]
@@ -89,6 +99,11 @@ class Batches:
     def in_order(self, x: Any, size: int, epoch: int) -> Iterator[Tensor]:  # noqa: ARG002
         """All rows once, as they lie; those of an epoch are those of any other."""
         return (x[i : i + size] for i in range(0, len(x), size))
+
+
+def _scale(x: Any, some: Tensor, u: int, v: int) -> None:
+    """Rows u to v of some that came as they were given."""
+    x.scale_(some[u:v])
 
 
 class Common(Generic[T]):

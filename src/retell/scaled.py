@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -91,7 +92,7 @@ class Rows:
         else:
             ready = out is not None and out.dtype == self._whole.dtype and out.device == self._whole.device
             some = torch.index_select(self._whole, 0, index, out=out if ready else None)
-        some = self._scale(some.to(self._work))
+        some = self.scale_(some.to(self._work))
         if out is None:
             return some.to(self.device, self.dtype)
         return out if out is some else out.copy_(some)
@@ -99,21 +100,30 @@ class Rows:
     def shuffled(self, sizes: Sequence[int], seed: int, epoch: int) -> Iterator[Tensor]:
         """All rows once, in batches of these sizes, in an order that is a function of (seed, epoch) and suits a disk.
 
-        Chunks of consecutive rows, in random order, go through a pool. A batch is good until the next but one.
+        Chunks of consecutive rows, in random order, go through a pool. They are as they were given, for `scale_` to
+        scale in place. A batch is good until the next but one.
         """
         rows = self.rows if isinstance(self.rows, Shards) else Shards.of(self.rows)
         a_row, draw = rows.nbytes // len(rows), generator(seed, ORDER, epoch)
         size = max(1, CHUNK // a_row)
         numbers, chunk = range(len(rows)) if self.numbers is None else self.numbers, rows.room(size)
         order = torch.randperm(-(-len(self) // size), generator=draw).tolist()
-        chunks = (rows.raw(np.asarray(numbers[i * size : (i + 1) * size]), chunk, on=False) for i in order)
+        chunks = self._chunks(rows, [np.asarray(numbers[i * size : (i + 1) * size]) for i in order], chunk)
         some = shuffled(chunks, max(size, POOL // a_row), draw)
         room = torch.empty(2, max(sizes), self.shape[1], dtype=self._work)
         for x in recut(some, sizes, room.numpy(), rows.write):
-            yield self._scale(torch.from_numpy(x)).to(self.device, self.dtype)
+            yield torch.from_numpy(x)
 
-    def _scale(self, x: Tensor) -> Tensor:
-        """In place."""
+    @staticmethod
+    def _chunks(rows: Shards, several: list[Array], room: Array) -> Iterator[Array]:
+        """Chunks by their rows' numbers, each asked of the disk while the one before it is used."""
+        for some, after in zip_longest(several, several[1:]):
+            if after is not None:
+                rows.expect(after)
+            yield rows.raw(some, room, on=False)
+
+    def scale_(self, x: Tensor) -> Tensor:
+        """Rows (n, D) as they were given, scaled in place."""
         if self._scales and self._work == torch.float32:  # one pass, where no digit is lost by it
             torch.addcmul(self._offset, x, self._inverse, out=x)
         elif self._scales:

@@ -81,6 +81,15 @@ def release(rows: Array, first: int = 0, end: int | None = None) -> None:
         file.madvise(mmap.MADV_DONTNEED, page, size)
 
 
+def ask(rows: Array, first: int, end: int) -> None:
+    """Have the system read rows of a file, and go on."""
+    place = _pages(rows, first, end)
+    if place is not None:
+        file, page, size = place
+        for i in range(page, page + size, ASKED):  # of more at a time, Linux may read a part
+            file.madvise(mmap.MADV_WILLNEED, i, min(ASKED, page + size - i))
+
+
 @contextmanager
 def alone(rows: Array, first: int, end: int) -> Iterator[None]:
     """Rows first to end are read here, of a file those alone: a disk that reads on reads what others will not need."""
@@ -90,8 +99,7 @@ def alone(rows: Array, first: int, end: int) -> Iterator[None]:
         return
     file, page, size = place
     file.madvise(mmap.MADV_RANDOM, page, size)
-    for i in range(page, page + size, ASKED):  # of more at a time, Linux may read a part
-        file.madvise(mmap.MADV_WILLNEED, i, min(ASKED, page + size - i))
+    ask(rows, first, end)
     try:
         yield
     finally:

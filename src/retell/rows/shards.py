@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from retell.rows.blocks import SCATTERED, alone, in_memory, release
+from retell.rows.blocks import SCATTERED, alone, ask, in_memory, release
 from retell.rows.mapped import KINDS, Mapped, map_npy, map_npz, map_safetensors
 
 __all__ = ["SUFFIXES", "Shards", "open_folder", "open_tensor"]
@@ -129,6 +129,14 @@ class Shards:
                     some[here] = rows[at]
                 release(rows, first, end)
         return some
+
+    def expect(self, numbers: Array) -> None:
+        """Ask the system to read rows that follow each other: they will be taken soon."""
+        numbers = numbers if self.numbers is None else self.numbers[numbers]
+        which = np.searchsorted(self.ends, numbers, side="right")
+        for part in np.unique(which):
+            at = numbers[which == part] - (self.ends[part - 1] if part else 0)
+            ask(self.parts[part], int(at[0]), int(at[-1]) + 1)
 
     def room(self, n: int) -> Array:
         """Memory for so many rows as they are stored."""
