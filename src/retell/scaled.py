@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -108,19 +108,19 @@ class Rows:
         size = max(1, CHUNK // a_row)
         numbers, chunk = range(len(rows)) if self.numbers is None else self.numbers, rows.room(size)
         order = torch.randperm(-(-len(self) // size), generator=draw).tolist()
-        chunks = self._chunks(rows, [np.asarray(numbers[i * size : (i + 1) * size]) for i in order], chunk)
+        chunks = self._chunks(rows, lambda i: np.asarray(numbers[i * size : (i + 1) * size]), order, chunk)
         some = shuffled(chunks, max(size, POOL // a_row), draw)
         room = torch.empty(2, max(sizes), self.shape[1], dtype=self._work)
         for x in recut(some, sizes, room.numpy(), rows.write):
             yield torch.from_numpy(x)
 
     @staticmethod
-    def _chunks(rows: Shards, several: list[Array], room: Array) -> Iterator[Array]:
-        """Chunks by their rows' numbers, each asked of the disk while the one before it is used."""
-        for some, after in zip_longest(several, several[1:]):
+    def _chunks(rows: Shards, of: Callable[[int], Array], order: list[int], room: Array) -> Iterator[Array]:
+        """Chunks in order, each, by its rows' numbers, asked of the disk while the one before it is used."""
+        for i, after in zip_longest(order, order[1:]):
             if after is not None:
-                rows.expect(after)
-            yield rows.raw(some, room, on=False)
+                rows.expect(of(after))
+            yield rows.raw(of(i), room, on=False)
 
     def scale_(self, x: Tensor) -> Tensor:
         """Rows (n, D) as they were given, scaled in place."""
