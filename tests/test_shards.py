@@ -316,6 +316,7 @@ def test_a_chunk_is_all_that_is_read_of_a_file(tmp_path):
         return next(int(line.split()[1]) for line in lines if line.startswith("read_bytes"))
 
     before, numbers = read(), np.arange(5000, 9000)
+    rows.expect(numbers)
     some = rows.raw(numbers, on=False)
     assert read() - before < 1.25 * some.nbytes
     np.testing.assert_array_equal(some, whole[numbers])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from retell.seeds import row_order
-from retell.spread import Work, ahead, even, spread
+from retell.spread import Work, ahead, beside, even, spread
 
 __all__ = ["Batches", "Common", "InStep", "how_many"]
 
@@ -28,7 +28,7 @@ def how_many(n_rows: int, size: int) -> int:
 
 
 class Batches:
-    """Batches of rows, in memory that is taken once: each is good until the next but one."""
+    """Batches of rows, in memory that is taken once: each is good until the next."""
 
     def __init__(self) -> None:
         self.taken = torch.zeros(0)
@@ -60,11 +60,9 @@ class Batches:
         ends = [len(x) * i // steps for i in range(steps + 1)]
         if getattr(x, "pooled", False):
             coming = x.shuffled([end - start for start, end in pairwise(ends)], seed, epoch)
-            # a thread that reads beside those that step takes a core from one, and all wait: the system reads ahead too
-            idle = n_threads == 1 or x.device.type != "cpu"
-            for some in ahead(map(x.scale_, coming)) if idle else coming:
-                if not idle:
-                    share(partial(_scale, x, some), len(some))
+            # one of many cores, or an idle one, is given to the reading: of two at work it would hold up the other
+            both = n_threads == 2 and x.device.type == "cpu"
+            for some in beside(coming, x.scale_) if both else ahead(map(x.scale_, coming)):
                 yield some.to(x.device, x.dtype)
             return
         order = row_order(seed, epoch, len(x)).to(x.device)
@@ -99,11 +97,6 @@ class Batches:
     def in_order(self, x: Any, size: int, epoch: int) -> Iterator[Tensor]:  # noqa: ARG002
         """All rows once, as they lie; those of an epoch are those of any other."""
         return (x[i : i + size] for i in range(0, len(x), size))
-
-
-def _scale(x: Any, some: Tensor, u: int, v: int) -> None:
-    """Rows u to v of some that came as they were given."""
-    x.scale_(some[u:v])
 
 
 class Common(Generic[T]):

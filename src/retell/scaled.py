@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -106,21 +106,25 @@ class Rows:
         rows = self.rows if isinstance(self.rows, Shards) else Shards.of(self.rows)
         a_row, draw = rows.nbytes // len(rows), generator(seed, ORDER, epoch)
         size = max(1, CHUNK // a_row)
-        numbers, chunk = range(len(rows)) if self.numbers is None else self.numbers, rows.room(size)
         order = torch.randperm(-(-len(self) // size), generator=draw).tolist()
-        chunks = self._chunks(rows, lambda i: np.asarray(numbers[i * size : (i + 1) * size]), order, chunk)
-        some = shuffled(chunks, max(size, POOL // a_row), draw)
+        some = shuffled(self._chunks(rows, order, size), max(size, POOL // a_row), draw)
         room = torch.empty(2, max(sizes), self.shape[1], dtype=self._work)
         for x in recut(some, sizes, room.numpy(), rows.write):
             yield torch.from_numpy(x)
 
-    @staticmethod
-    def _chunks(rows: Shards, of: Callable[[int], Array], order: list[int], room: Array) -> Iterator[Array]:
-        """Chunks in order, each, by its rows' numbers, asked of the disk while the one before it is used."""
-        for i, after in zip_longest(order, order[1:]):
+    def _chunks(self, rows: Shards, order: list[int], size: int) -> Iterator[Array]:
+        """Chunks of so many rows, by their numbers in order, each asked of the disk while the one before it is used."""
+        room = rows.room(size)
+
+        def numbers(i: int) -> Array:
+            first, end = i * size, min((i + 1) * size, len(self))
+            return np.arange(first, end) if self.numbers is None else self.numbers[first:end]
+
+        for now, after in zip_longest([None, *order], order):
             if after is not None:
-                rows.expect(of(after))
-            yield rows.raw(of(i), room, on=False)
+                rows.expect(numbers(after))
+            if now is not None:
+                yield rows.raw(numbers(now), room, on=False)
 
     def scale_(self, x: Tensor) -> Tensor:
         """Rows (n, D) as they were given, scaled in place."""

@@ -92,14 +92,13 @@ def ask(rows: Array, first: int, end: int) -> None:
 
 @contextmanager
 def alone(rows: Array, first: int, end: int) -> Iterator[None]:
-    """Rows first to end are read here, of a file those alone: a disk that reads on reads what others will not need."""
+    """Rows first to end, asked for before, are read here: a disk that reads on reads what others will not need."""
     place = _pages(rows, first, end)
     if place is None:
         yield
         return
     file, page, size = place
     file.madvise(mmap.MADV_RANDOM, page, size)
-    ask(rows, first, end)
     try:
         yield
     finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from itertools import groupby
 from pathlib import Path
@@ -110,33 +110,38 @@ class Shards:
     def raw(self, numbers: Array, out: Array | None = None, *, on: bool = True) -> Array:
         """As `take`, in the type in which the rows are stored; in memory of that type if it is given.
 
-        `on` says whether rows that follow will be taken next: a disk may then read them already.
+        `on` says whether rows that follow will be taken next: a disk may then read them already. Without it, the rows
+        should be those that were expected.
         """
         numbers = numbers if self.numbers is None else self.numbers[numbers]
         some = self.room(len(numbers)) if out is None else out[: len(numbers)]
-        places = np.argsort(numbers, kind="stable")  # read in the order of the files
-        which = np.searchsorted(self.ends, numbers, side="right")
-        for i in range(0, len(places), SCATTERED):
-            for part in np.unique(which[places[i : i + SCATTERED]]):
-                here = places[i : i + SCATTERED]
-                here = here[which[here] == part]
-                at, rows = numbers[here] - (self.ends[part - 1] if part else 0), self.parts[part]
-                first, end = int(at[0]), int(at[-1]) + 1
-                if (np.diff(at) == 1).all() and (np.diff(here) == 1).all():
-                    with nullcontext() if on else alone(rows, first, end):
-                        some[here[0] : here[-1] + 1] = rows[first:end]
-                else:
-                    some[here] = rows[at]
-                release(rows, first, end)
+        for rows, at, here in self._places(numbers):
+            first, end = int(at[0]), int(at[-1]) + 1
+            if (np.diff(at) == 1).all() and (np.diff(here) == 1).all():
+                with nullcontext() if on else alone(rows, first, end):
+                    some[here[0] : here[-1] + 1] = rows[first:end]
+            else:
+                some[here] = rows[at]
+            release(rows, first, end)
         return some
 
     def expect(self, numbers: Array) -> None:
         """Ask the system to read rows that follow each other: they will be taken soon."""
-        numbers = numbers if self.numbers is None else self.numbers[numbers]
+        for rows, at, _ in self._places(numbers if self.numbers is None else self.numbers[numbers]):
+            ask(rows, int(at[0]), int(at[-1]) + 1)
+
+    def _places(self, numbers: Array) -> Iterator[tuple[Array, Array, Array]]:
+        """The part in which some of the rows lie, which of its rows they are, and which of those asked for.
+
+        They come in the order of the files.
+        """
+        places = np.argsort(numbers, kind="stable")
         which = np.searchsorted(self.ends, numbers, side="right")
-        for part in np.unique(which):
-            at = numbers[which == part] - (self.ends[part - 1] if part else 0)
-            ask(self.parts[part], int(at[0]), int(at[-1]) + 1)
+        for i in range(0, len(places), SCATTERED):
+            some = places[i : i + SCATTERED]
+            for part in np.unique(which[some]):
+                here = some[which[some] == part]
+                yield self.parts[part], numbers[here] - (self.ends[part - 1] if part else 0), here
 
     def room(self, n: int) -> Array:
         """Memory for so many rows as they are stored."""
