@@ -16,6 +16,7 @@ import retell.rows.shards
 import retell.scaled
 from retell import Autoencoder, diagnose, load
 from retell.__main__ import main
+from retell.batches import Batches
 from retell.descend import Descent
 from retell.rows.blocks import in_memory, pooled
 from retell.rows.files import read_rows, write_rows
@@ -278,17 +279,33 @@ def test_an_epoch_from_disk_takes_each_row_once_and_chunks_at_random(tmp_path, s
     assert (np.diff(order // 10) == 0).mean() < 0.2  # rows of a chunk do not follow each other
 
 
+def test_an_epoch_from_disk_is_the_same_by_any_number_of_threads(tmp_path, small_pools):
+    rows = folder_of(tmp_path / "x", draw(1000)).astype(np.float32)
+    scaling = Scaling(rows.mean(0), rows.std(0), np.zeros(6))
+    ours = Rows(open_folder(tmp_path / "x"), scaling, torch.zeros(0))
+    one, *others = (
+        torch.cat([some.clone() for some in Batches().shuffled(ours, 70, 0, 1, n_threads)]) for n_threads in (1, 2, 3)
+    )
+    assert all(torch.equal(some, one) for some in others)
+    np.testing.assert_allclose(np.sort(one.numpy(), 0), np.sort(scaling.to(rows), 0), atol=1e-5)
+
+
 class Read:
     """Counts what is read of the files, and from how many places."""
 
     def __init__(self, monkeypatch):
-        self.places, real = [], Shards.raw
+        self.places, self.expected, real, expect = [], [], Shards.raw, Shards.expect
 
         def raw(shards, numbers, out=None, **how):
             self.places.append(numbers if shards.numbers is None else shards.numbers[numbers])
             return real(shards, numbers, out, **how)
 
+        def expecting(shards, numbers):
+            self.expected.append((len(self.places), numbers))
+            expect(shards, numbers)
+
         monkeypatch.setattr(Shards, "raw", raw)
+        monkeypatch.setattr(Shards, "expect", expecting)
 
 
 def test_a_fit_from_disk_reads_runs(tmp_path, small_pools, monkeypatch):
@@ -300,6 +317,10 @@ def test_a_fit_from_disk_reads_runs(tmp_path, small_pools, monkeypatch):
     next(epochs)
     assert all((np.diff(places) == 1).all() for places in read.places[before:])
     assert sorted(np.concatenate(read.places[before:])) == list(range(1000))
+    after, expected = zip(*read.expected[-100:], strict=True)
+    for one, other in zip(expected, read.places[before:], strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert list(np.array(after) - before) == [0, *range(99)]  # each while the one before it is used
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc tells how much came from the disk")
