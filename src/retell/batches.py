@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from retell.seeds import row_order
-from retell.spread import Work, ahead, beside, even, spread
+from retell.spread import Work, ahead, even, spread
 
 __all__ = ["Batches", "Common", "InStep", "how_many"]
 
@@ -37,7 +37,8 @@ class Batches:
         """All rows once, in batches of nearly equal size, in an order that is a function of (seed, epoch).
 
         Many rows are taken at a time, a batch is given at a time. Threads that share a step share that too; a step
-        that leaves cores idle has the next rows taken meanwhile.
+        that leaves cores idle has the next rows taken meanwhile. Rows on a disk are read a batch ahead, which takes
+        less of a core than waiting for them would.
 
         Parameters
         ----------
@@ -60,9 +61,7 @@ class Batches:
         ends = [len(x) * i // steps for i in range(steps + 1)]
         if getattr(x, "pooled", False):
             coming = x.shuffled([end - start for start, end in pairwise(ends)], seed, epoch)
-            # one of many cores, or an idle one, is given to the reading: of two at work it would hold up the other
-            both = n_threads == 2 and x.device.type == "cpu"
-            for some in beside(coming, x.scale_) if both else ahead(map(x.scale_, coming)):
+            for some in ahead(map(x.scale_, coming)):
                 yield some.to(x.device, x.dtype)
             return
         order = row_order(seed, epoch, len(x)).to(x.device)

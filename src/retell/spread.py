@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import torch
 from threadpoolctl import ThreadpoolController
 
-__all__ = ["Crowd", "Work", "ahead", "beside", "calm", "even", "spread", "threads"]
+__all__ = ["Crowd", "Work", "ahead", "calm", "even", "spread", "threads"]
 
 Work = Callable[[int, int], None]
 T = TypeVar("T")
@@ -100,25 +100,6 @@ def ahead(values: Iterator[T]) -> Iterator[T]:
         while value := coming.result():
             coming = helper.submit(lambda: list(islice(values, 1)))
             yield value[0]
-
-
-def beside(values: Iterator[T], work: Callable[[T], object]) -> Iterator[T]:
-    """The values, each worked by this thread while another computes the next; while one is in use, nothing.
-
-    Examples
-    --------
-    >>> from retell.spread import beside
-    >>> list(beside(iter([[2, 1], [3, 1]]), list.sort))
-    [[1, 2], [1, 3]]
-    """
-    with threads(torch.get_num_threads()):
-        helper = _helpers(os.getpid())
-        coming = list(islice(values, 1))
-        while coming:
-            value, after = coming[0], helper.submit(lambda: list(islice(values, 1)))
-            work(value)
-            coming = after.result()
-            yield value
 
 
 def even(n_rows: int, most: int, n_threads: int) -> int:
