@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from retell.seeds import row_order
-from retell.spread import Work, ahead, even, spread
+from retell.spread import ahead, even, spread
 
 __all__ = ["Batches", "Common", "InStep", "how_many"]
 
@@ -49,20 +49,10 @@ class Batches:
         n_threads : int, default=1
             That a step of who asks is shared by.
         """
-
-        def share(work: Work, n: int) -> None:
-            """Work n rows by the threads that share a step; those of torch share each call by themselves."""
-            if torch.get_num_threads() > 1:
-                work(0, n)
-            else:
-                spread(lambda: work, n, even(n, max(1, CELLS // x.shape[1]), n_threads), enough=1, most=n_threads)
-
         steps = how_many(len(x), size)
         ends = [len(x) * i // steps for i in range(steps + 1)]
         if getattr(x, "pooled", False):
-            coming = x.shuffled([end - start for start, end in pairwise(ends)], seed, epoch)
-            for some in ahead(map(x.scale_, coming)):
-                yield some.to(x.device, x.dtype)
+            yield from ahead(x.shuffled([end - start for start, end in pairwise(ends)], seed, epoch))
             return
         order = row_order(seed, epoch, len(x)).to(x.device)
         most = max(1, CELLS // (size * x.shape[1]))
@@ -77,7 +67,11 @@ class Batches:
             taken, some = self.taken[i % len(self.taken), : last - first], order[first:last]
             if isinstance(x, Tensor):
                 return torch.index_select(x, 0, some, out=taken)
-            share(lambda u, v: x.take(some[u:v], taken[u:v]), len(some))
+            if torch.get_num_threads() > 1:  # they share each call, and would be in the way of other threads
+                x.take(some, taken)
+                return taken
+            block = even(len(some), max(1, CELLS // x.shape[1]), n_threads)
+            spread(lambda: lambda u, v: x.take(some[u:v], taken[u:v]), len(some), block, enough=1, most=n_threads)
             return taken
 
         sizes = [[end - start for start, end in pairwise(some)] for some in several]

@@ -92,7 +92,7 @@ class Rows:
         else:
             ready = out is not None and out.dtype == self._whole.dtype and out.device == self._whole.device
             some = torch.index_select(self._whole, 0, index, out=out if ready else None)
-        some = self.scale_(some.to(self._work))
+        some = self._scale(some.to(self._work))
         if out is None:
             return some.to(self.device, self.dtype)
         return out if out is some else out.copy_(some)
@@ -100,8 +100,7 @@ class Rows:
     def shuffled(self, sizes: Sequence[int], seed: int, epoch: int) -> Iterator[Tensor]:
         """All rows once, in batches of these sizes, in an order that is a function of (seed, epoch) and suits a disk.
 
-        Chunks of consecutive rows, in random order, go through a pool. They are as they were given, for `scale_` to
-        scale in place. A batch is good until the next but one.
+        Chunks of consecutive rows, in random order, go through a pool. A batch is good until the next but one.
         """
         rows = self.rows if isinstance(self.rows, Shards) else Shards.of(self.rows)
         a_row, draw = rows.nbytes // len(rows), generator(seed, ORDER, epoch)
@@ -110,7 +109,7 @@ class Rows:
         some = shuffled(self._chunks(rows, order, size), max(size, POOL // a_row), draw)
         room = torch.empty(2, max(sizes), self.shape[1], dtype=self._work)
         for x in recut(some, sizes, room.numpy(), rows.write):
-            yield torch.from_numpy(x)
+            yield self._scale(torch.from_numpy(x)).to(self.device, self.dtype)
 
     def _chunks(self, rows: Shards, order: list[int], size: int) -> Iterator[Array]:
         """Chunks of so many rows, by their numbers in order, each asked of the disk while the one before it is used."""
@@ -126,8 +125,8 @@ class Rows:
             if now is not None:
                 yield rows.raw(numbers(now), room, on=False)
 
-    def scale_(self, x: Tensor) -> Tensor:
-        """Rows (n, D) as they were given, scaled in place."""
+    def _scale(self, x: Tensor) -> Tensor:
+        """In place."""
         if self._scales and self._work == torch.float32:  # one pass, where no digit is lost by it
             torch.addcmul(self._offset, x, self._inverse, out=x)
         elif self._scales:
