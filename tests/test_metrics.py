@@ -5,6 +5,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import torch
 from sklearn.metrics import precision_recall_fscore_support
 
 from retell import Autoencoder, metrics
@@ -67,6 +68,8 @@ def test_what_is_no_reconstruction_is_told_of(metric):
     assert np.isfinite(metric(x_hat, x_hat)).all()  # unseen in both
     with pytest.raises(ValueError, match="must be dense"):
         metric(sp.csr_array(x), x)
+    tensors = torch.tensor(x, requires_grad=True), torch.tensor(x / 2)
+    np.testing.assert_array_equal(metric(*tensors), metric(x, x / 2))
 
 
 def test_fvu_is_of_all_cells_and_not_a_mean_of_rows():

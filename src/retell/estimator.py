@@ -17,6 +17,7 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils.validation import assert_all_finite, check_array, check_is_fitted, validate_data
 
 from retell import auto, model_file
+from retell.arrays import as_numpy
 from retell.csr import as_csr
 from retell.density import Density
 from retell.descend import Epoch
@@ -30,7 +31,7 @@ from retell.parts import Part
 from retell.plan import Parts, Plan, make_plan, plan_on
 from retell.reader import Check, Reader
 from retell.record import record
-from retell.rows.arrays import as_numpy, check_finite, check_kinds, check_order, check_support, column_words
+from retell.rows.arrays import check_finite, check_kinds, check_order, check_support, column_words
 from retell.rows.blocks import POOL, blocks, release
 from retell.rows.codes import read_codes
 from retell.rows.files import read_rows

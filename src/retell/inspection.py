@@ -12,11 +12,12 @@ import numpy.typing as npt
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import validate_data
 
+from retell.arrays import as_numpy
 from retell.findings import Diagnosis, Finding, percent
 from retell.moments import Moments
 from retell.recovery import twins
 from retell.report.summary import aligned
-from retell.rows.arrays import as_numpy, check_kinds, column_labels
+from retell.rows.arrays import check_kinds, column_labels
 from retell.rows.blocks import blocks, spaced
 from retell.rows.files import read_rows
 from retell.rows.shards import Shards

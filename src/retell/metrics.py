@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import issparse
 
+from retell.arrays import as_numpy
 from retell.recovery import Detection, Recovery, recovery, stability, uniqueness
 
 __all__ = [
@@ -195,7 +196,7 @@ def _pair(x: Any, x_hat: Any) -> tuple[Array, Array]:
 
 def _rows(some: Any, name: str) -> Any:
     """An array or a scipy.sparse, once it is known to hold rows of numbers."""
-    rows = some if issparse(some) else np.asarray(some)
+    rows = some if issparse(some) else np.asarray(as_numpy(some))
     if rows.dtype.kind not in "biuf" or rows.ndim != 2 or not rows.shape[0]:
         got = f"shape {rows.shape} of {rows.dtype}" if rows.ndim else type(some).__name__
         raise ValueError(f"{name} must be rows of numbers, an array of shape (N, columns), got {got}")

@@ -15,6 +15,8 @@ import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import issparse
 
+from retell.arrays import as_numpy
+
 __all__ = ["Detection", "Recovery", "nearest", "recovery", "stability", "twins", "uniqueness"]
 
 Array = npt.NDArray[Any]
@@ -260,7 +262,7 @@ def _dense(some: Any) -> Array:
 def _unit(dictionary: Any) -> Array:
     """Rows of length 1; a row of zeros stays."""
     of_model = hasattr(dictionary, "fit")
-    V = np.asarray(dictionary.components_ if of_model else dictionary)
+    V = np.asarray(as_numpy(dictionary.components_ if of_model else dictionary))
     if V.ndim != 2 or V.dtype.kind not in "biuf":
         raise ValueError(f"a dictionary is an array (features, columns) of numbers, got shape {V.shape} of {V.dtype}")
     V = V if V.dtype == np.float32 else V.astype(float)

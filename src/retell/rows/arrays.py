@@ -11,7 +11,7 @@ import numpy.typing as npt
 from retell.notice import warn
 
 __all__ = [
-    "as_numpy", "check_finite", "check_kinds", "check_order", "check_support", "column_label", "column_labels",
+    "check_finite", "check_kinds", "check_order", "check_support", "column_label", "column_labels",
     "column_names", "column_words", "warn_rounded",
 ]  # fmt: skip
 
@@ -20,18 +20,6 @@ Array = npt.NDArray[Any]
 KINDS = {"M": "dates", "m": "durations", "c": "complex numbers", "U": "text", "S": "bytes", "T": "text", "V": "records"}
 LONG = ("int64", "uint64")
 EXACT = 2**53  # up to which all whole numbers are floats
-
-
-def as_numpy(X: Any) -> Any:
-    """X, but a tensor as an array, of bfloat16 as float32, and a masked array with NaN for masked cells."""
-    if hasattr(X, "detach"):
-        X = X.detach().cpu()
-        return (X.float() if str(X.dtype) == "torch.bfloat16" else X).numpy()
-    if not isinstance(X, np.ma.MaskedArray) or X.dtype.kind not in "biuf":
-        return X
-    # a masked cell was not seen, whatever lies under it
-    floats = X.astype(X.dtype if X.dtype.kind == "f" else np.float64)
-    return np.ma.filled(floats, np.nan)
 
 
 def check_kinds(X: Any) -> None:

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import issparse
 
-from retell.rows.arrays import as_numpy, check_finite, check_kinds, check_support, column_names
+from retell.arrays import as_numpy
+from retell.rows.arrays import check_finite, check_kinds, check_support, column_names
 
 __all__ = ["arrays", "beginning", "named"]
 

@@ -1,0 +1,21 @@
+"""What stands for an array, as one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+__all__ = ["as_numpy"]
+
+
+def as_numpy(X: Any) -> Any:
+    """X, but a tensor as an array, of bfloat16 as float32, and a masked array with NaN for masked cells."""
+    if hasattr(X, "detach"):
+        X = X.detach().cpu()
+        return (X.float() if str(X.dtype) == "torch.bfloat16" else X).numpy()
+    if not isinstance(X, np.ma.MaskedArray) or X.dtype.kind not in "biuf":
+        return X
+    # a masked cell was not seen, whatever lies under it
+    floats = X.astype(X.dtype if X.dtype.kind == "f" else np.float64)
+    return np.ma.filled(floats, np.nan)
