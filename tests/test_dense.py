@@ -11,6 +11,7 @@ import pytest
 import torch
 from sklearn.base import clone
 from sklearn.datasets import load_digits
+from threadpoolctl import threadpool_info
 
 import retell.solvers.dense
 import retell.training
@@ -125,18 +126,22 @@ def test_every_part_is_drawn():
     assert any(p.x.isnan().any() for p in problems)
 
 
+@pytest.mark.parametrize("algebra", ["numpy", "torch"])
 @pytest.mark.parametrize("first", range(0, TRIALS, 24))
-def test_three_steps_are_those_of_autograd(first):
-    """In float64: every gradient, value and parameter, whatever the number of rows."""
+def test_three_steps_are_those_of_autograd(first, algebra, monkeypatch):
+    """In float64: every gradient, value and parameter, whatever the number of rows and whose the products."""
+    if algebra == "torch":
+        monkeypatch.setattr(retell.solvers.dense, "SMALL", 0)
     for trial in range(first, first + 24):
         codec, recipe, x, text = problem(trial)
         slow, fast = Descent(deepcopy(codec), recipe, 0), Dense(codec, recipe, 0)
         slow.codec.train()
         fast.codec.train()
         fast.holed = bool(x.isnan().any())
+        assert fast.algebra.numpy == (algebra == "numpy")
         for step, rows in enumerate((x, x[:-4], x)):
             expected, got = (each.one_step(rows, generator(trial, step), 0.01) for each in (slow, fast))
-            expected, got = torch.stack(expected), torch.stack(got)
+            expected, got = torch.stack(expected).detach(), torch.tensor([*map(float, got)], dtype=torch.float64)
             assert_close(got, expected, expected.abs().max(), text)
             gradients = {name: p.grad for name, p in slow.parameters.items()}
             largest = max(gradient.abs().max() for gradient in gradients.values())
@@ -376,7 +381,7 @@ def test_fewer_rows_than_there_is_memory_for_are_all_that_count(rounded):
         run.holed, run.most = False, most
         for some in (100 * x[-most:], x[:31]):
             (value,) = run._squares(some)
-        found.append(torch.cat([value.view(1), *(p.grad.flatten() for p in run.parameters.values())]))
+        found.append(torch.cat([torch.tensor([float(value)]), *(p.grad.flatten() for p in run.parameters.values())]))
     assert list(run.works) == [40]
     near = 1e-2 if rounded else 1e-5
     torch.testing.assert_close(found[1], found[0], rtol=near, atol=near * float(found[0].std()))
@@ -431,24 +436,28 @@ def test_parameters_are_let_go(settings):
 @pytest.mark.parametrize("widths", [(8,), (4096,)])
 @pytest.mark.parametrize("fails", [False, True])
 def test_threads_are_as_before(widths, fails, monkeypatch):
-    """Small products have one; whatever happens, what was set stays."""
+    """Small products, NumPy's, have one; whatever happens, what was set stays."""
     seen, step = set(), Dense.one_step
 
+    def algebra():
+        return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
     def watched(self, *args):
-        seen.add(torch.get_num_threads())
+        seen.add((torch.get_num_threads(), *algebra()))
         if fails:
             raise KeyboardInterrupt
         return step(self, *args)
 
     monkeypatch.setattr(Dense, "one_step", watched)
-    model = make(hidden_layer_sizes=widths, max_iter=1)
+    model, before = make(hidden_layer_sizes=widths, max_iter=1), algebra()
     if fails:
         with pytest.raises(KeyboardInterrupt):
             model.fit(DIGITS[:200])
     else:
         model.fit(DIGITS[:200])
-    assert seen == {1 if widths == (8,) else 2}
+    assert seen == {(1, *(1 for _ in before)) if widths == (8,) else (2, *before)}
     assert torch.get_num_threads() == 2
+    assert algebra() == before
 
 
 def test_verbose_names_the_solver_and_why(capsys):

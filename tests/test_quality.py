@@ -122,7 +122,8 @@ def test_patience_begins_anew_with_shorter_steps():
 
 @pytest.mark.parametrize(
     ("given", "solvers"),
-    [({"learning_rate_init": 0.03}, ["dense"]),
+    # from PCA a net starts where gradients are nothing but rounding, of which Adam makes steps
+    [({"learning_rate_init": 1.0, "start": "random"}, ["dense"]),
      ({"learning_rate_init": 0.4, "early_stopping": False, "hidden_layer_sizes": (), "code_activation": "ReLU()"},
       ["dense"]),
      ({"learning_rate_init": 0.4, "code_activation": "TopK(3)", "hidden_layer_sizes": ()}, ["dense", "sparse"])],
@@ -138,7 +139,7 @@ def test_every_solver_goes_back_alike(given, solvers, monkeypatch):
     assert first
     for solver in solvers:
         other = Autoencoder(8, solver=solver, **few, **given).fit(X)
-        np.testing.assert_allclose(other.loss_curve_, slow.loss_curve_, rtol=1e-4)
+        np.testing.assert_allclose(other.loss_curve_, slow.loss_curve_, rtol=1e-10)
     assert times == first * (1 + len(solvers))
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.decomposition import PCA
-from threadpoolctl import threadpool_info
+from threadpoolctl import threadpool_info, threadpool_limits
 
 import retell.moments
 import retell.rows.blocks
@@ -233,6 +233,17 @@ def test_the_threads_of_algebra_are_given_back(width):
     with calm(width):
         assert counts() == ([1] * len(before) if width == 8 else before)
     assert counts() == before
+
+
+def test_who_goes_last_gives_the_threads_of_algebra_back():
+    with threadpool_limits(2, user_api="blas"):
+        first, second = calm(8), calm(8)
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"} == {1}
+        second.__exit__(None, None, None)
+        assert {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"} == {2}
 
 
 # --- fits of files

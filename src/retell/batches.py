@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import pairwise
 from typing import Any, Generic, TypeVar
@@ -36,9 +35,8 @@ class Batches:
     def shuffled(self, x: Any, size: int, seed: int, epoch: int, n_threads: int = 1) -> Iterator[Tensor]:
         """All rows once, in batches of nearly equal size, in an order that is a function of (seed, epoch).
 
-        Many rows are taken at a time, a batch is given at a time. Threads that share a step share that too; a step
-        that leaves cores idle has the next rows taken meanwhile. Rows on a disk are read a batch ahead, which takes
-        less of a core than waiting for them would.
+        Many rows are taken at a time, a batch is given at a time. Threads that share a step share that too. Rows on a
+        disk are read a batch ahead, which takes less of a core than waiting for them would.
 
         Parameters
         ----------
@@ -57,35 +55,22 @@ class Batches:
         order = row_order(seed, epoch, len(x)).to(x.device)
         most = max(1, CELLS // (size * x.shape[1]))
         several = [ends[i : i + most + 1] for i in range(0, steps, most)]
-        aside = len(several) > 1 and n_threads == 1  # or no time to gain, or every core computes
-        shape = (2 if aside else 1, max(some[-1] - some[0] for some in several), x.shape[1])
+        shape = (max(some[-1] - some[0] for some in several), x.shape[1])
         if self.taken.shape != shape:
             self.taken = torch.empty(shape, dtype=x.dtype, device=x.device)
+        for some in several:
+            taken = self.taken[: some[-1] - some[0]]
+            self._take(x, order[some[0] : some[-1]], taken, n_threads)
+            yield from torch.split(taken, [end - start for start, end in pairwise(some)])
 
-        def take(i: int) -> Tensor:
-            first, last = several[i][0], several[i][-1]
-            taken, some = self.taken[i % len(self.taken), : last - first], order[first:last]
-            if isinstance(x, Tensor):
-                return torch.index_select(x, 0, some, out=taken)
-            if torch.get_num_threads() > 1:  # they share each call, and would be in the way of other threads
-                x.take(some, taken)
-                return taken
-            block = even(len(some), max(1, CELLS // x.shape[1]), n_threads)
-            spread(lambda: lambda u, v: x.take(some[u:v], taken[u:v]), len(some), block, enough=1, most=n_threads)
-            return taken
-
-        sizes = [[end - start for start, end in pairwise(some)] for some in several]
-        if not aside:
-            for i, some_sizes in enumerate(sizes):
-                yield from torch.split(take(i), some_sizes)
-            return
-        with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as reader:
-            coming = reader.submit(take, 0)
-            for i, some_sizes in enumerate(sizes):
-                taken = coming.result()
-                if i + 1 < len(sizes):
-                    coming = reader.submit(take, i + 1)
-                yield from torch.split(taken, some_sizes)
+    def _take(self, x: Any, numbers: Tensor, taken: Tensor, n_threads: int) -> None:
+        if isinstance(x, Tensor):
+            torch.index_select(x, 0, numbers, out=taken)
+        elif n_threads == 1 or torch.get_num_threads() > 1:  # torch's share each call, and others would be in the way
+            x.take(numbers, taken)
+        else:
+            block = even(len(numbers), max(1, CELLS // x.shape[1]), n_threads)
+            spread(lambda: lambda u, v: x.take(numbers[u:v], taken[u:v]), len(numbers), block, enough=1, most=n_threads)
 
     def in_order(self, x: Any, size: int, epoch: int) -> Iterator[Tensor]:  # noqa: ARG002
         """All rows once, as they lie; those of an epoch are those of any other."""

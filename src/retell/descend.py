@@ -26,7 +26,7 @@ from retell.notice import warn
 from retell.objective import Objective
 from retell.seeds import HELD_OUT, NOISE, generator
 
-__all__ = ["Descent", "Epoch", "Recipe", "Turns"]
+__all__ = ["Descent", "Epoch", "Number", "Recipe", "Turns"]
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ class Epoch(NamedTuple):
     """Whether the stopping rule says that this was the last."""
 
 
+Number = Tensor | float
 T = TypeVar("T")
 Turns = Generator[None, None, T]
 """What is done a turn at a time, so that others may do theirs in between; and its outcome."""
@@ -227,17 +228,19 @@ class Descent:
     def stepping(self, x: Tensor, *, constant_rate: bool = False) -> Turns[dict[str, float]]:
         """`one_epoch` for fits that take turns: yields after each step."""
         noise, steps = generator(self.seed, NOISE, self.epoch, device=x.device), self._steps(x)
-        # memory for the values, or each would hold a place between large tensors, which then find none
-        table = torch.empty(steps, len(self.recipe.objective.names), dtype=torch.float64, device=x.device)
-        sizes: list[int] = []
+        # who asks a device for its numbers waits for it
+        read: Callable[[Any], Any] = float if x.device.type == "cpu" else Tensor.double
+        seen, sums = 0, [0.0 for _ in self.recipe.objective.names]
         self.codec.train()
         try:
             for rows in self.batches.shuffled(x, self.recipe.batch_size, self.seed, self.epoch, self.threads):
                 if self.dial.turns:
                     self.dial.begin(self.step, self.end)
                 rate = self.recipe.learning_rate * (self.guard.eased if constant_rate else self.share(steps))
-                table[len(sizes)] = torch.stack(self.one_step(rows, noise, rate))
-                sizes.append(rows.shape[0])
+                n = rows.shape[0]
+                seen += n
+                values = self.one_step(rows, noise, rate)
+                sums = [total + n * read(value) for total, value in zip(sums, values, strict=True)]
                 yield
                 if self.stopped:
                     break
@@ -247,10 +250,10 @@ class Descent:
         for moments in self.moments.values():  # those of a dead unit decay to numbers that are slow, and stay
             torch.hardshrink(moments.mean, NOTHING, out=moments.mean)
         self.epoch += 1
-        means = torch.tensor(sizes, dtype=torch.float64) @ table[: len(sizes)].cpu() / sum(sizes)
-        return dict(zip(self.recipe.objective.names, means.tolist(), strict=True))
+        means = (float(total) / seen for total in sums)
+        return dict(zip(self.recipe.objective.names, means, strict=True))
 
-    def one_step(self, x: Tensor, noise: torch.Generator, rate: float) -> list[Tensor]:
+    def one_step(self, x: Tensor, noise: torch.Generator, rate: float) -> list[Number]:
         """Forward, backward, step, back onto the constraint; the terms' values before it."""
         recipe, dictionary = self.recipe, self.codec.dictionary()
         p = self.codec(x, recipe.corruption(x, noise), noise)

@@ -12,10 +12,11 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from itertools import islice, pairwise
 from pathlib import Path
+from threading import Lock
 from typing import Any, TypeVar
 
 import torch
@@ -44,12 +45,33 @@ def threads(count: int) -> Iterator[None]:
 
 
 def calm(width: int) -> AbstractContextManager[Any]:
-    """One thread for NumPy's and SciPy's algebra on so many columns.
+    """One thread for NumPy's and SciPy's algebra on so many columns, until the last who asked for it has done.
 
     After each product their other threads go on turning for some tens of milliseconds, on cores that torch needs.
     """
-    held: AbstractContextManager[Any] = _pools().limit(limits=1 if width < WIDE else None, user_api="blas")
-    return held
+    return _HUSH if width < WIDE else nullcontext()
+
+
+class _Hush:
+    """Fits may take turns, or run in several threads: who comes first finds what who goes last puts back."""
+
+    def __init__(self) -> None:
+        self.lock, self.inside = Lock(), 0
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if not self.inside:
+                self.held: Any = _pools().limit(limits=1, user_api="blas")
+            self.inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.inside -= 1
+            if not self.inside:
+                self.held.restore_original_limits()
+
+
+_HUSH = _Hush()
 
 
 @cache

@@ -12,6 +12,7 @@ from functools import partial
 from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
@@ -20,18 +21,19 @@ from retell.adam import Group, Moments, adamw
 from retell.codec import Codec
 from retell.constraints import Free, NonNegative, UnitNorm, UnitRMS
 from retell.corruptions import Nothing
-from retell.descend import Descent, Recipe, Turns
+from retell.descend import Descent, Number, Recipe, Turns
 from retell.guard import Judgement
 from retell.losses import MSE
 from retell.metrics import Explained
 from retell.objective import Objective, at, mean, total_weight, value_of
 from retell.parts import Pass
 from retell.penalties import KL, Contractive
-from retell.solvers.passes import SQUASHES, Call, Passes, Place, breadth, few, lying, memory, with_ones
+from retell.solvers.passes import SQUASHES, Algebra, Call, Passes, Place, breadth, lying
 from retell.spread import threads
 
 __all__ = ["Dense", "why_not"]
 
+overflowing = partial(np.errstate, over="ignore", invalid="ignore")  # in silence, as torch's: what comes of it is told
 mse_backward = torch.ops.aten.mse_loss_backward.grad_input
 LARGE = 2**13  # weights of a layer from which bfloat16 gains more by products than it loses by casts
 JUDGED = 2**15  # cells at a time
@@ -88,10 +90,11 @@ class Dense(Descent):
         }
         nets = (codec.encoder, codec.decoder) if rounded else ()
         some = {id(p) for net in nets for p in net.layers.parameters() if p.ndim == 2 and p.numel() >= LARGE}
-        self.stretches = [Stretch(group, self.moments, biases, some) for group in self.groups]
+        small = max(layer.weight.numel() for layer in codec.affines()) * recipe.batch_size <= SMALL
+        self.threads = 1 if small else self.threads
+        self.algebra = Algebra(numpy=small and not some and codec.centre.device.type == "cpu")
+        self.stretches = [Stretch(group, self.moments, biases, some, self.algebra) for group in self.groups]
         self.works: dict[int, Work | Squares] = {}
-        widest = max(layer.weight.numel() for layer in codec.affines())
-        self.threads = 1 if widest * recipe.batch_size <= SMALL else self.threads
         self.squash = codec.code_activation
         # the mean squared error of whole rows alone: the common case, and small nets have no time for Python
         alone = recipe.objective == Objective(((1.0, MSE()),)) and isinstance(recipe.corruption, Nothing)
@@ -105,7 +108,7 @@ class Dense(Descent):
         if holed != self.holed:  # memory for the one way is none for the other
             self.holed, self.works = holed, {}
         self.most = -(-len(x) // self._steps(x))
-        with threads(self.threads):
+        with threads(self.threads), self.algebra.calm():
             return (yield from super().stepping(x, constant_rate=constant_rate))
 
     def reread(self) -> None:
@@ -125,21 +128,24 @@ class Dense(Descent):
         size, new = max(1, min(len(x), JUDGED // x.shape[1])), x is not self.judges
         if new:
             self.judges, self.explained = x, Explained(self.codec.centre.double().cpu().numpy())
-            self.judge = Squares(self.codec, self._places(), size)
+            self.judge = Squares(self.codec, self._places(), self.algebra, size)
         errors: list[Tensor] = []
-        for some in self.batches.in_order(x, size, self.epoch):
-            if new:
-                self.explained.see(some.double().cpu().numpy())
-            off = self.judge.forward(some) - some
-            errors.append(off.square_().mean(1).double())
-            yield
+        with self.algebra.calm():
+            for some in self.batches.in_order(x, size, self.epoch):
+                if new:
+                    self.explained.see(some.double().cpu().numpy())
+                with overflowing():
+                    off = self.judge.forward(some) - some
+                errors.append(off.square_().mean(1).double())
+                yield
         rows = torch.cat(errors)
         self.explained.error = float(rows.sum()) * x.shape[1]
         return Judgement({self.recipe.objective.names[0]: float(rows.mean())}, rows, self.explained.score)
 
-    def one_step(self, x: Tensor, noise: Generator, rate: float) -> list[Tensor]:
+    def one_step(self, x: Tensor, noise: Generator, rate: float) -> list[Number]:
         recipe = self.recipe
-        values = self._any(x, noise) if self.holed or not self.alone else self._squares(x)
+        with overflowing():
+            values = self._any(x, noise) if self.holed or not self.alone else self._squares(x)
         if self.held is not None:
             recipe.constraint.tangent(*self.held)
         with self.far_bias():
@@ -153,15 +159,15 @@ class Dense(Descent):
         self.step += 1
         return values
 
-    def _squares(self, x: Tensor) -> list[Tensor]:
+    def _squares(self, x: Tensor) -> list[Number]:
         """As `_any`, of the mean squared error of whole rows alone."""
-        value: Tensor = self._work(Squares, max(self.most, len(x)))(x)
+        value: Number = self._work(Squares, max(self.most, x.shape[0]))(x)
         for stretch in self.stretches:
             stretch.gather()
         return [value]
 
     @torch.no_grad()
-    def _any(self, x: Tensor, noise: Generator) -> list[Tensor]:
+    def _any(self, x: Tensor, noise: Generator) -> list[Number]:
         """Write the gradient of every parameter; the terms' values."""
         work: Work = self._work(Work, x.shape[0])
         read, rows = self.codec.reads(x, self.recipe.corruption(x, noise))
@@ -169,7 +175,7 @@ class Dense(Descent):
         a = work.encoder.forward()
         h = work.h.copy_(self.codec.code_activation(a))
         p = Pass(self.codec, *rows, a, h, work.decoder.forward(), noise, self.recipe.constraint.unit(h))
-        n, values = p.x.shape[0], []
+        n, values = p.x.shape[0], list[Number]()
         later: list[tuple[float, list[Any], list[Tensor]]] = []
         term: Any
         work.decoder.d.zero_()
@@ -206,7 +212,7 @@ class Dense(Descent):
 
     def _work(self, kind: type[Work] | type[Squares], n: int) -> Any:
         if n not in self.works:
-            self.works[n] = kind(self.codec, self._places(), n)
+            self.works[n] = kind(self.codec, self._places(), self.algebra, n)
         return self.works[n]
 
     def _places(self) -> dict[int, Place]:
@@ -216,13 +222,13 @@ class Dense(Descent):
 class Work:
     """Memory for n rows, and both ways through the nets."""
 
-    def __init__(self, codec: Codec, places: dict[int, Place], n: int) -> None:
+    def __init__(self, codec: Codec, places: dict[int, Place], algebra: Algebra, n: int) -> None:
         like = codec.centre
-        x, h = (with_ones(n, width, like, like.dtype) for width in (len(like), codec.n_units))
+        x, h = (algebra.with_ones(n, width, like, like.dtype) for width in (len(like), codec.n_units))
         self.x, self.h = x[:, : len(like)], h[:, : codec.n_units]
-        self.decoder = Passes(codec.decoder, places, h, adds=False, further=True)
+        self.decoder = Passes(codec.decoder, places, algebra, h, adds=False, further=True)
         # tied, the decoder's gradients are written first
-        self.encoder = Passes(codec.encoder, places, x, adds=codec.tied, further=False)
+        self.encoder = Passes(codec.encoder, places, algebra, x, adds=codec.tied, further=False)
 
 
 class Squares:
@@ -232,24 +238,23 @@ class Squares:
     gradient of zero.
     """
 
-    def __init__(self, codec: Codec, places: dict[int, Place], n: int) -> None:
+    def __init__(self, codec: Codec, places: dict[int, Place], algebra: Algebra, n: int) -> None:
         like, squash = codec.centre, SQUARED[type(codec.code_activation)]
         rounded = any(place.value.dtype == torch.bfloat16 for place in places.values())
         padded = -(-n // 32) * 32 if rounded else n
-        x, h = (with_ones(padded, width, like, like.dtype) for width in (len(like), codec.n_units))
+        x, h = (algebra.with_ones(padded, width, like, like.dtype) for width in (len(like), codec.n_units))
         h_only = h[:, : codec.n_units]
-        self.y = y = memory(padded, len(like), like, like.dtype)
-        decoder = Passes(codec.decoder, places, h, adds=False, further=True, y=y, d=y)
-        encoder = Passes(codec.encoder, places, x, adds=codec.tied, further=False, y=h_only, d=decoder.back)
+        self.y = y = algebra.memory(padded, len(like), like, like.dtype)
+        decoder = Passes(codec.decoder, places, algebra, h, adds=False, further=True, y=y, d=y)
+        encoder = Passes(codec.encoder, places, algebra, x, adds=codec.tied, further=False, y=h_only, d=decoder.back)
         # rows land where the first layer reads, if nothing else reads them
         ahead, lands = (encoder.calls, x) if encoder.linear is not None else (encoder.after_reading, encoder.reads[0])
         self.lands = lands[:, : len(like)]
-        self.views = dict[int, tuple[Tensor, Tensor, Tensor]]()
+        self.views = dict[int, tuple[Tensor, Tensor, Tensor | None]]()
         self.ahead: list[Call] = [*ahead, *squash.forward(h_only, h_only), *decoder.calls]
-        cells = (y if y.is_contiguous() else y.T).view(-1)
-        self.square, self.one = like.new_zeros(()), like.new_ones(())
+        self.square = algebra.square((y if y.is_contiguous() else y.T).view(-1))
+        self.one = like.new_ones(())
         self.back: list[Call] = [
-            partial(torch.dot, cells, cells, out=self.square),
             *decoder.back_calls,
             *squash.backward(decoder.back, h_only, h_only),
             *encoder.back_calls,
@@ -257,25 +262,27 @@ class Squares:
 
     def forward(self, x: Tensor) -> Tensor:
         """What the net makes of rows (n, D) or fewer."""
-        lands, y, _ = self._of(len(x))
+        lands, y, _ = self._of(x.shape[0])
         lands.copy_(x)
         for call in self.ahead:
             call()
         return y
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Number:
         """Write the gradient at rows (n, D) or fewer; the error."""
-        _, y, beyond = self._of(len(x))
+        _, y, beyond = self._of(x.shape[0])  # len() of a tensor takes a microsecond
         mse_backward(self.one, self.forward(x), x, 1, grad_input=y)
-        beyond.zero_()
+        if beyond is not None:
+            beyond.zero_()
+        square: Number = self.square()
         for call in self.back:
             call()
-        return self.square * (x.numel() / 4)  # from the square of the gradient to that of the error
+        return square * (x.numel() / 4)  # from the square of the gradient to that of the error
 
-    def _of(self, n: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _of(self, n: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """Of so many rows where they land, what is made of them, and what lies beyond that."""
         if n not in self.views:  # an epoch's batches have two sizes, and a view takes as long as a small product
-            self.views[n] = self.lands[:n], self.y[:n], self.y[n:]
+            self.views[n] = self.lands[:n], self.y[:n], self.y[n:] if n < len(self.y) else None
         return self.views[n]
 
 
@@ -291,11 +298,13 @@ class Stretch:
         The bias that stands beside a matrix, by the matrix's id.
     rounded : set of int
         Ids of the matrices whose products are in bfloat16.
+    algebra : Algebra
     """
 
     def __init__(
-        self, group: Group, moments: dict[Any, Moments], biases: dict[int, nn.Parameter], rounded: set[int]
-    ) -> None:
+        self, group: Group, moments: dict[Any, Moments], biases: dict[int, nn.Parameter], rounded: set[int],
+        algebra: Algebra,
+    ) -> None:  # fmt: skip
         self.group = group
         beside = {id(bias) for bias in biases.values()}
         own = sorted((p for p in group.parameters if id(p) not in beside), key=lambda p: id(p) not in rounded)
@@ -305,12 +314,14 @@ class Stretch:
         self.value, self.gradient = (like.new_zeros(ends[-1]) for _ in range(2))
         self.moments = Moments.of(self.value)
         self.kinds = [[kind] for kind in self.moments]
+        step = self.moments.step
+        self.count: Any = step.numpy() if algebra.numpy else step
         end = ends[sum(id(p) in rounded for p in own)]
         self.high, self.high_gradient = self.value[:end], self.gradient[:end]
         self.low, self.low_gradient = (torch.zeros(end, dtype=torch.bfloat16, device=like.device) for _ in range(2))
         self.places: dict[int, Place] = {}
         for p, shape, start, stop in zip(own, shapes, ends, ends[1:], strict=False):
-            lie = partial(_placed, shape=shape, dtype=torch.bfloat16 if id(p) in rounded else p.dtype)
+            lie = partial(_placed, shape=shape, dtype=torch.bfloat16 if id(p) in rounded else p.dtype, algebra=algebra)
             blocks = [lie(kind[start:stop]) for kind in (self.value, self.gradient, *self.moments[:2])]
             if id(p) in biases:
                 n_in = p.shape[1]
@@ -330,16 +341,16 @@ class Stretch:
 
     def gather(self) -> None:
         """Gradients that were written in bfloat16, in float32."""
-        if len(self.low):
+        if self.low.shape[0]:
             self.high_gradient.copy_(self.low_gradient)
 
     def round(self) -> None:
         """Copies of the values as the products read them."""
-        if len(self.low):
+        if self.low.shape[0]:
             self.low.copy_(self.high)
 
     def step(self, rate: float, betas: tuple[float, float]) -> None:
-        self.moments.step.add_(1)
+        self.count += 1
         adamw([self.value], [self.gradient], self.kinds, rate, betas, self.group)
 
 
@@ -353,11 +364,11 @@ def _block(p: Tensor, *, rounded: bool) -> tuple[int, int]:
     return len(p), breadth(p.shape[1], torch.bfloat16 if rounded else p.dtype)
 
 
-def _placed(memory: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def _placed(memory: Tensor, shape: tuple[int, ...], dtype: torch.dtype, algebra: Algebra) -> Tensor:
     """A parameter of this shape in its stretch of memory: by columns where they are few and longer than the rows."""
     if len(shape) != 2:
         return memory.view(shape)
-    return lying(memory, *shape, by_columns=shape[0] >= shape[1] and few(shape[1] - 1, dtype))
+    return lying(memory, *shape, by_columns=shape[0] >= shape[1] and algebra.few(shape[1] - 1, dtype))
 
 
 def _through_unit(by_code: Tensor, p: Pass) -> Tensor:

@@ -16,7 +16,7 @@ from retell.activations import BatchTopK, JumpReLU, TopK
 from retell.codec import Codec
 from retell.parts import part_of
 from retell.solvers.pairs import Block, Pairs, joined
-from retell.solvers.passes import with_ones
+from retell.solvers.passes import Algebra
 from retell.spread import Work, even, spread
 
 __all__ = ["Finder"]
@@ -55,7 +55,7 @@ class Finder:
         """Every pair of rows (n, D) that may be active, its value a, by so many threads."""
         n, D = x.shape
         if len(self.read) != n:
-            self.read = with_ones(n, D, x, self.low.dtype)
+            self.read = Algebra(numpy=False).with_ones(n, D, x, self.low.dtype)
         size = even(n, self.most, n_threads)
         if len(self.blocks) != n_threads or len(self.blocks[0].cells) != size:
             self.blocks = [Block(size, len(self.low), self.low.dtype) for _ in range(n_threads)]

@@ -6,22 +6,24 @@
 Small nets cost less to compute than to describe, so the description is made once: every call has its tensors
 bound, and a step only runs down the list. For the same reason a bias lies beside its matrix, and rows end in a
 one: the product adds the bias, and its backward pass sums d. Rows come and go in the codec's dtype; each
-layer's products are in that of its place. Few columns lie one after the other, each with all its rows: products with
-them take half as long, or less.
+layer's products are in that of its place.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from retell.networks import Affine, Net
+from retell.spread import calm
 
-__all__ = ["SQUASHES", "Call", "Passes", "Place", "breadth", "few", "lying", "memory", "with_ones"]
+__all__ = ["SQUASHES", "Algebra", "Call", "Passes", "Place", "breadth", "lying"]
 
 aten = torch.ops.aten
 
@@ -81,29 +83,52 @@ def breadth(width: int, dtype: torch.dtype) -> int:
     return width + 1 if dtype != torch.bfloat16 else -(-(width + 1) // 32) * 32
 
 
-def few(width: int, dtype: torch.dtype) -> bool:
-    """Whether so many columns lie one after the other."""
-    return width <= NARROW and dtype != torch.bfloat16
+class Algebra(NamedTuple):
+    """Whose products are used, and how rows lie for them.
+
+    NumPy's take half as long as torch's where they are so small that a call counts. For torch's, few columns lie one
+    after the other, each with all its rows: products with them take half as long, or less.
+    """
+
+    numpy: bool
+
+    def product(self, a: Tensor, b: Tensor, y: Tensor, *, adds: bool = False, alpha: float = 1.0) -> list[Call]:
+        """y = a b, or y + alpha a b."""
+        if not self.numpy:
+            return [partial(y.addmm_, a, b, alpha=alpha)] if adds else [partial(torch.mm, a, b, out=y)]
+        into = torch.empty_like(y) if adds else y
+        call = partial(np.matmul, a.numpy(), b.numpy(), into.numpy())
+        return [call, partial(y.add_, into, alpha=alpha)] if adds else [call]
+
+    def calm(self) -> AbstractContextManager[Any]:
+        """Products use the thread that asks for them and no other."""
+        return calm(1) if self.numpy else nullcontext()
+
+    def square(self, x: Tensor) -> Callable[[], Any]:
+        """The sum of the squares of x (n,)."""
+        return partial(np.dot, x.numpy(), x.numpy()) if self.numpy else partial(torch.dot, x, x)
+
+    def few(self, width: int, dtype: torch.dtype) -> bool:
+        """Whether so many columns lie one after the other."""
+        return width <= NARROW and dtype != torch.bfloat16 and not self.numpy
+
+    def memory(self, n: int, width: int, like: Tensor, dtype: torch.dtype) -> Tensor:
+        """Memory for n rows."""
+        cells = torch.empty(n * width, dtype=dtype, device=like.device)
+        return lying(cells, n, width, by_columns=self.few(width, dtype))
+
+    def with_ones(self, n: int, width: int, like: Tensor, dtype: torch.dtype) -> Tensor:
+        """Memory for n rows, each of which ends in a one, and perhaps zeros."""
+        wide = breadth(width, dtype)
+        cells = torch.zeros(n * wide, dtype=dtype, device=like.device)
+        rows = lying(cells, n, wide, by_columns=self.few(width, dtype))
+        rows[:, width] = 1
+        return rows
 
 
 def lying(cells: Tensor, n: int, width: int, *, by_columns: bool) -> Tensor:
     """A stretch of memory (n · width,) as a matrix (n, width), its columns or its rows one after the other."""
     return cells.view(width, n).T if by_columns else cells.view(n, width)
-
-
-def memory(n: int, width: int, like: Tensor, dtype: torch.dtype) -> Tensor:
-    """Memory for n rows."""
-    cells = torch.empty(n * width, dtype=dtype, device=like.device)
-    return lying(cells, n, width, by_columns=few(width, dtype))
-
-
-def with_ones(n: int, width: int, like: Tensor, dtype: torch.dtype) -> Tensor:
-    """Memory for n rows, each of which ends in a one, and perhaps zeros."""
-    wide = breadth(width, dtype)
-    cells = torch.zeros(n * wide, dtype=dtype, device=like.device)
-    rows = lying(cells, n, wide, by_columns=few(width, dtype))
-    rows[:, width] = 1
-    return rows
 
 
 class Passes:
@@ -114,8 +139,9 @@ class Passes:
     net : Net
     places : dict of int to Place
         Of each parameter, by its id.
+    algebra : Algebra
     x : Tensor of shape (n, n_in + 1)
-        Where the rows will be, a one after each, as `with_ones` makes it.
+        Where the rows will be, a one after each, as `algebra` makes it.
     adds : bool
         Whether the matrices' gradients are added to what is there: those of the other net that shares them.
     further : bool
@@ -134,12 +160,13 @@ class Passes:
     """
 
     def __init__(
-        self, net: Net, places: dict[int, Place], x: Tensor, *, adds: bool, further: bool, y: Tensor | None = None,
-        d: Tensor | None = None,
+        self, net: Net, places: dict[int, Place], algebra: Algebra, x: Tensor, *, adds: bool, further: bool,
+        y: Tensor | None = None, d: Tensor | None = None,
     ) -> None:  # fmt: skip
-        self.net, self.x, self.further, self.squash = net, x, further, SQUASHES[net.activation]
-        self.layers = [Layer(cast(Affine, layer), places, adds=adds) for layer in net.layers]
-        self.linear = None if net.linear is None else Layer(net.linear, places, adds=adds)
+        self.net, self.algebra, self.x, self.further = net, algebra, x, further
+        self.squash = SQUASHES[net.activation]
+        self.layers = [Layer(cast(Affine, layer), places, algebra, adds=adds) for layer in net.layers]
+        self.linear = None if net.linear is None else Layer(net.linear, places, algebra, adds=adds)
         n_out = self.layers[-1].n_out
         self.y = self._memory(n_out, x.dtype) if y is None else y
         self.d = self._memory(n_out, x.dtype) if d is None else d
@@ -170,7 +197,7 @@ class Passes:
         if self.linear is not None:
             n_in = self.layers[0].n_in
             self.free = _times(self.x[:, :n_in], float(self.net.into), calls)
-            h = with_ones(len(h), n_in, h, h.dtype)
+            h = self.algebra.with_ones(len(h), n_in, h, h.dtype)
             self.inside = h[:, :n_in]
             calls.append(partial(torch.clamp, self.free, self.net.low, self.net.high, out=self.inside))
         if self.linear is not None or self.layers[-1].dtype != self.x.dtype:
@@ -178,7 +205,7 @@ class Passes:
         self.a, self.h, self.reads = [], [], []  # type: list[Tensor], list[Tensor], list[Tensor]
         for layer in self.layers[:-1]:
             self.reads.append(layer.reads(h, calls))
-            h = with_ones(len(self.x), layer.n_out, self.x, layer.dtype)
+            h = self.algebra.with_ones(len(self.x), layer.n_out, self.x, layer.dtype)
             inner = h[:, : layer.n_out]
             a = self._memory(layer.n_out, layer.dtype) if self.squash.keeps else inner
             calls += layer.forward(self.reads[-1], a)
@@ -191,7 +218,8 @@ class Passes:
             return calls if last is self.y else [*calls, partial(self.y.copy_, last)]
         calls += self.linear.forward(self.x, self.y)
         if self.layers[-1].joined and last.dtype == self.y.dtype:
-            return [*calls, partial(self.y.addmm_, self.reads[-1], self.layers[-1].block.T, alpha=float(self.net.out))]
+            read, block, out = self.reads[-1], self.layers[-1].block, float(self.net.out)
+            return [*calls, *self.algebra.product(read, block.T, self.y, adds=True, alpha=out)]
         calls += self.layers[-1].forward(self.reads[-1], last)
         return [*calls, partial(self.y.add_, last, alpha=float(self.net.out))]
 
@@ -207,7 +235,7 @@ class Passes:
             if i or self.further:
                 whole = i == 0 and self.linear is None and layer.dtype == self.x.dtype
                 into = self.back if whole else self._memory(layer.n_in, layer.dtype)
-                calls.append(partial(torch.mm, d, layer.value, out=into))
+                calls += self.algebra.product(d, layer.value, into)
                 d = into
             if i:
                 d = _cast(d, self.layers[i - 1].dtype, calls)
@@ -215,7 +243,7 @@ class Passes:
         if self.linear is not None:
             calls += self.linear.backward(self.d, self.x)
         if self.linear is not None and self.further:
-            calls.append(partial(torch.mm, self.d, self.linear.value, out=self.back))
+            calls += self.algebra.product(self.d, self.linear.value, self.back)
             passed = torch.empty_like(d)  # 1 where the clip let the input through
             calls.append(partial(torch.eq, self.free, self.inside, out=passed))
             calls.append(partial(self.back.addcmul_, passed, d, value=float(self.net.into)))
@@ -224,17 +252,17 @@ class Passes:
         return calls
 
     def _memory(self, width: int, dtype: torch.dtype) -> Tensor:
-        return memory(len(self.x), width, self.x, dtype)
+        return self.algebra.memory(len(self.x), width, self.x, dtype)
 
 
 class Layer:
     """y = W x + b, its places at hand; a tied matrix is the transpose of another's place."""
 
-    def __init__(self, affine: Affine, places: dict[int, Place], *, adds: bool) -> None:
+    def __init__(self, affine: Affine, places: dict[int, Place], algebra: Algebra, *, adds: bool) -> None:
         owner: Affine = affine if affine.own is not None else affine.tied_to  # type: ignore[assignment]  # set past Module
         assert owner.own is not None
         self.n_out, self.n_in = affine.weight.shape
-        self.adds, self.bias = adds, None
+        self.algebra, self.adds, self.bias = algebra, adds, None
         value, gradient = places[id(owner.own)]
         n = owner.weight.shape[1]
         self.dtype = value.dtype
@@ -249,7 +277,7 @@ class Layer:
     def reads(self, x: Tensor, calls: list[Call]) -> Tensor:
         """x, or memory into which a further call copies it in this layer's dtype; a one after each row, no more."""
         if x.dtype != self.dtype:
-            memory = with_ones(len(x), self.n_in, x, self.dtype)
+            memory = self.algebra.with_ones(len(x), self.n_in, x, self.dtype)
             calls.append(partial(memory[:, : self.n_in].copy_, x[:, : self.n_in]))
             x = memory
         return x if x.shape[1] == self.n_in + 1 else x[:, : self.n_in + 1]
@@ -257,18 +285,16 @@ class Layer:
     def forward(self, x: Tensor, y: Tensor) -> list[Call]:
         """From x, each of whose rows ends in a one, to y (n, n_out)."""
         if self.joined:
-            return [partial(torch.mm, x, self.block.T, out=y)]
-        product = partial(torch.mm, x[:, : self.n_in], self.value.T, out=y)
-        return [product] if self.bias is None else [product, partial(y.add_, self.bias.value)]
+            return self.algebra.product(x, self.block.T, y)
+        calls = self.algebra.product(x[:, : self.n_in], self.value.T, y)
+        return calls if self.bias is None else [*calls, partial(y.add_, self.bias.value)]
 
     def backward(self, d: Tensor, x: Tensor) -> list[Call]:
         """The parameters' gradients of d (n, n_out)."""
         gradient, x = (self.block_gradient, x) if self.joined else (self.gradient, x[:, : self.n_in])
-        if not self.adds:
-            calls: list[Call] = [partial(torch.mm, d.T, x, out=gradient)]
-        else:  # to the matrix's; a bias has no other
-            calls = [self.block_gradient[:, self.n_in].zero_] if self.joined else []
-            calls.append(partial(gradient.addmm_, d.T, x))
+        # to the matrix's; a bias has no other
+        calls: list[Call] = [self.block_gradient[:, self.n_in].zero_] if self.adds and self.joined else []
+        calls += self.algebra.product(d.T, x, gradient, adds=self.adds)
         if self.bias is not None:
             into = self.bias.gradient
             calls.append(partial(torch.sum, d, 0, dtype=into.dtype, out=into))

@@ -23,7 +23,7 @@ from retell.adam import Moments, adamw, clip
 from retell.codec import Codec
 from retell.constraints import Free, NonNegative, UnitNorm
 from retell.corruptions import Nothing
-from retell.descend import Descent, Recipe, Turns
+from retell.descend import Descent, Number, Recipe, Turns
 from retell.losses import MSE, Nested
 from retell.objective import at
 from retell.parts import part_of
@@ -125,7 +125,7 @@ class Sparse(Descent):
         super().restore_best()
 
     @torch.no_grad()
-    def one_step(self, x: Tensor, noise: Generator, rate: float) -> list[Tensor]:  # noqa: ARG002
+    def one_step(self, x: Tensor, noise: Generator, rate: float) -> list[Number]:  # noqa: ARG002
         values = self._gradient(x)
         self.hold()
         self.revive()
@@ -177,12 +177,12 @@ class Sparse(Descent):
         self.recipe.constraint.project(values[1].T)
         self.low[u:v].copy_(values[0])
 
-    def _gradient(self, x: Tensor) -> list[Tensor]:
+    def _gradient(self, x: Tensor) -> list[Number]:
         """Write the gradients, those of W and V as sums that are left to do; the terms' values."""
         n, found = len(x), self.finder(x, self.threads)
         active = found._replace(values=self._code(found))
         on = active.values > 0
-        values: list[Tensor] = []
+        values: list[Number] = []
         by_each = by_step = 0.0
         term: Any
         for coefficient, term in self.recipe.objective.summands:
