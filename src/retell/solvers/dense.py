@@ -33,8 +33,8 @@ from retell.spread import threads
 
 __all__ = ["Dense", "why_not"]
 
-overflowing = partial(np.errstate, over="ignore", invalid="ignore")  # in silence, as torch's: what comes of it is told
 mse_backward = torch.ops.aten.mse_loss_backward.grad_input
+overflowing = partial(np.errstate, over="ignore", invalid="ignore")  # in silence, as torch's: what comes of it is told
 LARGE = 2**13  # weights of a layer from which bfloat16 gains more by products than it loses by casts
 JUDGED = 2**15  # cells at a time
 SMALL = 2**22  # multiplications in a product up to which a second thread saves a tenth, and costs far more at times
@@ -93,7 +93,10 @@ class Dense(Descent):
         small = max(layer.weight.numel() for layer in codec.affines()) * recipe.batch_size <= SMALL
         self.threads = 1 if small else self.threads
         self.algebra = Algebra(numpy=small and not some and codec.centre.device.type == "cpu")
-        self.stretches = [Stretch(group, self.moments, biases, some, self.algebra) for group in self.groups]
+        first = [codec.encoder.layers[0], *([] if codec.encoder.linear is None else [codec.encoder.linear])]
+        outer = set() if codec.tied else {id(layer.own) for layer in first}
+        self.stretches = [Stretch(group, self.moments, biases, some, outer, self.algebra) for group in self.groups]
+        self.rounded = [stretch for stretch in self.stretches if len(stretch.low)]
         self.works: dict[int, Work | Squares] = {}
         self.squash = codec.code_activation
         # the mean squared error of whole rows alone: the common case, and small nets have no time for Python
@@ -112,7 +115,7 @@ class Dense(Descent):
             return (yield from super().stepping(x, constant_rate=constant_rate))
 
     def reread(self) -> None:
-        for stretch in self.stretches:
+        for stretch in self.rounded:
             stretch.round()
 
     def restore_best(self) -> None:
@@ -123,7 +126,7 @@ class Dense(Descent):
 
     @torch.no_grad()
     def judging(self, x: Tensor) -> Turns[Judgement]:
-        if not self.alone or _holed(x) or any(len(stretch.low) for stretch in self.stretches):
+        if not self.alone or _holed(x) or self.rounded:
             return (yield from super().judging(x))
         size, new = max(1, min(len(x), JUDGED // x.shape[1])), x is not self.judges
         if new:
@@ -162,7 +165,7 @@ class Dense(Descent):
     def _squares(self, x: Tensor) -> list[Number]:
         """As `_any`, of the mean squared error of whole rows alone."""
         value: Number = self._work(Squares, max(self.most, x.shape[0]))(x)
-        for stretch in self.stretches:
+        for stretch in self.rounded:
             stretch.gather()
         return [value]
 
@@ -199,7 +202,7 @@ class Dense(Descent):
         d = sum(by_h, work.decoder.backward())
         work.encoder.d.copy_(sum(by_a, self.codec.code_activation.pull(d, p.a, p.h)))
         work.encoder.backward()
-        for stretch in self.stretches:
+        for stretch in self.rounded:
             stretch.gather()
         for c, matrices, slopes in later:
             for matrix, slope in zip(matrices, slopes, strict=True):
@@ -270,8 +273,8 @@ class Squares:
 
     def __call__(self, x: Tensor) -> Number:
         """Write the gradient at rows (n, D) or fewer; the error."""
-        _, y, beyond = self._of(x.shape[0])  # len() of a tensor takes a microsecond
-        mse_backward(self.one, self.forward(x), x, 1, grad_input=y)
+        y, beyond = self.forward(x), self._of(x.shape[0])[2]  # len() of a tensor takes a microsecond
+        mse_backward(self.one, y, x, 1, grad_input=y)
         if beyond is not None:
             beyond.zero_()
         square: Number = self.square()
@@ -298,12 +301,14 @@ class Stretch:
         The bias that stands beside a matrix, by the matrix's id.
     rounded : set of int
         Ids of the matrices whose products are in bfloat16.
+    outer : set of int
+        Ids of the matrices of whose input no gradient is wanted.
     algebra : Algebra
     """
 
     def __init__(
         self, group: Group, moments: dict[Any, Moments], biases: dict[int, nn.Parameter], rounded: set[int],
-        algebra: Algebra,
+        outer: set[int], algebra: Algebra,
     ) -> None:  # fmt: skip
         self.group = group
         beside = {id(bias) for bias in biases.values()}
@@ -321,7 +326,9 @@ class Stretch:
         self.low, self.low_gradient = (torch.zeros(end, dtype=torch.bfloat16, device=like.device) for _ in range(2))
         self.places: dict[int, Place] = {}
         for p, shape, start, stop in zip(own, shapes, ends, ends[1:], strict=False):
-            lie = partial(_placed, shape=shape, dtype=torch.bfloat16 if id(p) in rounded else p.dtype, algebra=algebra)
+            few = shape[0] >= shape[-1] and algebra.few(shape[-1] - 1, torch.bfloat16 if id(p) in rounded else p.dtype)
+            by_columns = few or (algebra.numpy and id(p) in outer)
+            lie = partial(_placed, shape=shape, by_columns=by_columns)
             blocks = [lie(kind[start:stop]) for kind in (self.value, self.gradient, *self.moments[:2])]
             if id(p) in biases:
                 n_in = p.shape[1]
@@ -341,13 +348,11 @@ class Stretch:
 
     def gather(self) -> None:
         """Gradients that were written in bfloat16, in float32."""
-        if self.low.shape[0]:
-            self.high_gradient.copy_(self.low_gradient)
+        self.high_gradient.copy_(self.low_gradient)
 
     def round(self) -> None:
         """Copies of the values as the products read them."""
-        if self.low.shape[0]:
-            self.low.copy_(self.high)
+        self.low.copy_(self.high)
 
     def step(self, rate: float, betas: tuple[float, float]) -> None:
         self.count += 1
@@ -364,11 +369,9 @@ def _block(p: Tensor, *, rounded: bool) -> tuple[int, int]:
     return len(p), breadth(p.shape[1], torch.bfloat16 if rounded else p.dtype)
 
 
-def _placed(memory: Tensor, shape: tuple[int, ...], dtype: torch.dtype, algebra: Algebra) -> Tensor:
-    """A parameter of this shape in its stretch of memory: by columns where they are few and longer than the rows."""
-    if len(shape) != 2:
-        return memory.view(shape)
-    return lying(memory, *shape, by_columns=shape[0] >= shape[1] and algebra.few(shape[1] - 1, dtype))
+def _placed(memory: Tensor, shape: tuple[int, ...], *, by_columns: bool) -> Tensor:
+    """A parameter of this shape in its stretch of memory."""
+    return memory.view(shape) if len(shape) != 2 else lying(memory, *shape, by_columns=by_columns)
 
 
 def _through_unit(by_code: Tensor, p: Pass) -> Tensor:
