@@ -4,15 +4,17 @@ import os
 import subprocess
 import sys
 import threading
+from copy import deepcopy
 
 import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
 
+import retell.inference
 from retell import Autoencoder
 from retell.codec import Codec
-from retell.inference import Inference
+from retell.inference import Inference, Stack
 from retell.networks import mirror, mlp
 from retell.seeds import generator
 from retell.spread import spread
@@ -45,13 +47,32 @@ def holed(rows):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("holes", [False, True])
-def test_many_rows_have_the_bits_of_few(model, rows, two_threads, dtype, holes):
-    x = (holed(rows) if holes else rows).astype(dtype)
+@pytest.mark.parametrize("alike", [True, False])
+def test_many_rows_have_the_bits_of_few(model, rows, two_threads, monkeypatch, dtype, holes, alike):
+    """Products of fewer and of more rows are used where they have the same bits."""
+    used, start = set(), Stack.start
+    monkeypatch.setattr(retell.inference, "MANY", 2)
+    monkeypatch.setattr(Stack, "start", lambda self, n: (used.add(self.block), start(self, n))[1])
+    if not alike:
+        monkeypatch.setattr(Stack, "has_alike", lambda *_: False)
+    x, model = (holed(rows) if holes else rows).astype(dtype), deepcopy(model)
     for method in (model.transform, model.reconstruct, model.score_samples):
         many = method(x)
         assert np.isfinite(many).all()
-        for part in (slice(0, 1), slice(39_990, None), slice(8_191, 8_194), slice(20_000, 21_003)):
+        for part in (slice(0, 1), slice(39_990, None), slice(8_191, 8_194), slice(7, 107), slice(20_000, 21_003)):
             assert method(x[part]).tobytes() == many[part].tobytes()
+    assert (used == {2048}) != alike
+
+
+def test_products_of_other_sizes_are_those_of_the_same_bits(model):
+    own = deepcopy(model)._reader.own
+    for n, block in ((1, 32), (33, 64), (100, 128), (2000, 2048), (20_000, 2048), (16 * 8192, 8192)):
+        found = own.of(n).encoder
+        assert found.block in (block, own.encoder.block)
+        assert (found.block == block) == own.encoder.has_alike(block)
+    W = own.encoder.weights[0].numpy()
+    W[0, 0] = np.nan  # is equal to nothing
+    assert not own.encoder.has_alike(8)
 
 
 def test_thread_counts_do_not_change_bits(model, rows, two_threads):

@@ -2,14 +2,16 @@
 
 A row's result depends on the row alone, to the bit: matrix products choose their kernels by shape, so
 every product of a net has the same number of rows, and widths that are multiples of 16. What goes cell by
-cell takes several such blocks at once.
+cell takes several such blocks at once. A few rows are multiplied fewer at a time and many more, where such products
+are found to have the same bits: on a processor they are NumPy's, by one thread, and mostly do.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from copy import deepcopy
+from copy import copy, deepcopy
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,12 +22,13 @@ from torch.utils.dlpack import from_dlpack
 
 from retell.codec import Codec
 from retell.networks import ACTIVATIONS, Affine, Net
-from retell.spread import spread, threads
+from retell.spread import calm, spread, threads
 
 __all__ = ["Inference", "Run", "in_blocks", "pad", "padded"]
 
 Array = npt.NDArray[Any]
 
+overflowing = partial(np.errstate, over="ignore", invalid="ignore")  # in silence, as torch's: who asks is told
 ROWS = 256
 WIDTH = 16
 CELLS = 2**20  # of a block of a function that is not known, and of what is held in float64
@@ -33,6 +36,8 @@ NARROW = 512  # columns and units up to which one thread is enough
 WORK = 2**23  # multiplications a product of all layers may cost: what a row alone pays for
 LEAST, MOST = 64, 2048  # rows of a product
 FEW, ROOM = 16, 2**24  # rows of a product, and bytes of what a run holds, where codes are wide
+FEWEST = 32  # rows of a product: of cells some 32 are computed at once, and what is left otherwise, not to the bit
+WIDER, WIDEST, MANY = 8, 8192, 16  # times as many rows a product, at most so many, for so many products
 NEAR = 1e15  # factors between this and its inverse, and shifts up to its square, are no danger to float32
 
 
@@ -56,19 +61,39 @@ class Inference:
         factor = np.ones_like(centre) if factor is None else factor
         self.encoder = Stack(codec.encoder, codec.n_outputs, shift, factor, centre)
         self.decoder = Stack(codec.decoder, self.n_columns, np.zeros(self.n_units), np.ones(self.n_units))
+        self._others: dict[int, Inference] = {}
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """What codes are computed in."""
         return np.dtype(str(self.encoder.like.dtype).removeprefix("torch."))
 
+    def of(self, n_rows: int) -> Inference:
+        """For so many rows: with products of fewer or of more, where they are known to have the same bits."""
+        block, wide = self.encoder.block, min(stack.wider() for stack in (self.encoder, self.decoder))
+        if n_rows >= MANY * wide:
+            block = wide
+        elif n_rows < block:
+            block = max(FEWEST, 1 << (n_rows - 1).bit_length())
+        if block not in self._others:
+            self._others[block] = self._with(block)
+        return self._others[block]
+
+    def _with(self, block: int) -> Inference:
+        other, stacks = copy(self), (self.encoder, self.decoder)
+        with calm(1), overflowing():
+            if not all(stack.has_alike(block) for stack in stacks):
+                return self
+        other.encoder, other.decoder = (stack.of(block) for stack in stacks)
+        return other
+
     def encode(self, rows: Array) -> Array:
         """Rows (N, D), NaN where unseen, to codes (N, K)."""
-        return self._through(self.encoder, self.squash, rows, self.n_units)
+        return self._through(self.of(len(rows)).encoder, self.squash, rows, self.n_units)
 
     def decode(self, h: Array) -> Array:
         """Codes (N, K) to the decoder's outputs (N, D)."""
-        return self._through(self.decoder, lambda x_hat: x_hat, h, self.n_columns)
+        return self._through(self.of(len(h)).decoder, lambda x_hat: x_hat, h, self.n_columns)
 
     def _through(self, stack: Stack, last: Callable[[Tensor], Tensor], rows: Array, width: int) -> Array:
         out = np.empty((len(rows), width), self.dtype)
@@ -82,7 +107,8 @@ class Inference:
 
             return work
 
-        spread(start, len(rows), stack.size)
+        with calm(1):
+            spread(start, len(rows), stack.size)
         return out
 
 
@@ -122,14 +148,36 @@ class Stack:
         self.hole = (unit * torch.from_numpy(centre).to(unit) + lost).to(first.dtype)
         self._take(net, unit, lost)
         work = sum(W.numel() for W in [*self.weights, self.straight])
-        most = ROOM // (self.like.element_size() * self._breadth())
+        self.most = ROOM // (self.like.element_size() * self._breadth())
         block = min(max(1 << (WORK // work).bit_length() >> 1, LEAST), MOST)
-        self.block = min(block, max(1 << most.bit_length() >> 1, FEW))
-        self.size = self.block * min(8, max(1, most // self.block))
+        self.block = min(block, max(1 << self.most.bit_length() >> 1, FEW))
+        self.size = self.block * min(8, max(1, self.most // self.block))
 
     def start(self, n_rows: int) -> Run:
         """What one thread needs for blocks of at most so many rows."""
         return Run(self, -(-n_rows // self.block) * self.block)
+
+    def wider(self) -> int:
+        """Rows that a product of many may have."""
+        return self.block * max(1, min(WIDER, WIDEST // self.block, self.most // self.block))
+
+    def has_alike(self, block: int) -> bool:
+        """Whether a row has the same products among so many."""
+        if self.like.device.type != "cpu":
+            return block == self.block
+        draw, least = np.random.default_rng(0), min(block, self.block)
+        for W in (_read(W) for W in [*self.weights, *([self.straight] if self.bounds else [])]):
+            x = draw.standard_normal((max(block, self.block), len(W))).astype(W.dtype)
+            whole = x @ W
+            if not all(np.array_equal(whole[some], x[some] @ W) for some in (slice(least), slice(-least, None))):
+                return False
+        return True
+
+    def of(self, block: int) -> Stack:
+        """The same with products of so many rows."""
+        other = copy(self)
+        other.block = other.size = block
+        return other if block != self.block else self
 
     def _breadth(self) -> int:
         """Numbers that a run holds for each of its rows."""
@@ -194,7 +242,9 @@ class Run:
         self.values = [new(n_rows, W.shape[1]) for W in stack.weights]
         whole = self.values[-1]
         self.result = whole if whole.shape[1] == stack.n_outputs else new(n_rows, stack.n_outputs)
-        self.parts = [y.view(-1, block, y.shape[1]).unbind() for y in self.values]
+        self.parts = [[_read(part) for part in y.view(-1, block, y.shape[1]).unbind()] for y in self.values]
+        self.weights, self.straight = [_read(W) for W in stack.weights], _read(stack.straight)
+        self.reads = _read(self.x), _read(self.inside)
         self.holed = False
 
     def __call__(self, rows: Tensor) -> tuple[Tensor, bool]:
@@ -204,10 +254,11 @@ class Run:
         rows belongs to no row.
         """
         rows = rows.to(self.stack.like.device)
-        finite = self._products(rows)
-        if not finite:
-            self.holed = True
-            self._products(rows)
+        with overflowing():
+            finite = self._products(rows)
+            if not finite:
+                self.holed = True
+                self._products(rows)
         n = self.stack.n_outputs
         return torch.add(self.values[-1][:, :n], self.stack.biases[-1][:n], out=self.result), finite
 
@@ -217,20 +268,18 @@ class Run:
         What is not finite in a row is not finite in any product with it, and the products are fewer.
         """
         stack, block, last = self.stack, self.stack.block, len(self.parts) - 1
+        x, inside = self.reads
         for i, some in enumerate(torch.split(rows, block)):  # small enough to stay near the processor
             self._scale(some)
-            torch.mm(self.inside, stack.weights[0], out=self.parts[0][i])
+            _multiply(inside, self.weights[0], self.parts[0][i])
             if stack.bounds:
-                torch.mm(self.x, stack.straight, out=self.parts[-1][i])
+                _multiply(x, self.straight, self.parts[-1][i])
         looked = self.values[-1 if stack.bounds else 0][: len(rows)]
         finite = math.isfinite(looked.sum())
         for layer in range(1, last + 1):
             stack.squash_(self.values[layer - 1].add_(stack.biases[layer - 1]))
             for h, y in zip(self.parts[layer - 1], self.parts[layer], strict=True):
-                if stack.bounds and layer == last:
-                    y.addmm_(h, stack.weights[layer])
-                else:
-                    torch.mm(h, stack.weights[layer], out=y)
+                _multiply(h, self.weights[layer], y, adds=bool(stack.bounds) and layer == last)
         return finite
 
     def _scale(self, rows: Tensor) -> None:
@@ -244,6 +293,21 @@ class Run:
             x.copy_(torch.where(torch.isnan(rows), stack.hole, x))
         if stack.bounds:
             torch.clamp(self.x, *stack.bounds, out=self.inside)
+
+
+def _read(x: Tensor) -> Any:
+    """x as its products read it: NumPy's on a processor."""
+    return x.numpy() if x.device.type == "cpu" else x
+
+
+def _multiply(a: Any, b: Any, y: Any, *, adds: bool = False) -> None:
+    """y = a b, or y + a b."""
+    if isinstance(y, Tensor):
+        y.addmm_(a, b) if adds else torch.mm(a, b, out=y)
+    elif adds:
+        y += a @ b
+    else:
+        np.matmul(a, b, out=y)
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from retell.objective import Objective
 from retell.rows.blocks import blocks, release, rows_a_block
 from retell.scaling import Scaling
 from retell.solvers.codes import check_map, optimise
-from retell.spread import Work, spread
+from retell.spread import Work, calm, spread
 
 __all__ = ["Reader"]
 
@@ -186,7 +186,8 @@ class Reader:
 
             return work
 
-        spread(start, h.shape[0], rows_a_block(out.shape[1]) if linear else self.own.encoder.size)
+        with calm(1):
+            spread(start, h.shape[0], rows_a_block(out.shape[1]) if linear else self.own.of(h.shape[0]).encoder.size)
         return out
 
     def each(self, take: Callable[..., None], rows: Array, how: str, check: Check, *, alone: bool = False) -> None:
@@ -233,7 +234,8 @@ class Reader:
 
             return once
 
-        spread(started, len(rows), self.own.encoder.size, most=1 if alone else None)
+        with calm(1):
+            spread(started, len(rows), self.own.of(len(rows)).encoder.size, most=1 if alone else None)
 
     def _coder(self, rows: Array, how: str, check: Check) -> Callable[[int, int], Array]:
         """For one thread: the codes of the rows i to j, good until the next ones."""
@@ -244,7 +246,8 @@ class Reader:
 
         if how != "encoder":
             return optimised
-        run, squash = self.own.encoder.start(min(len(rows), self.own.encoder.size)), self.own.squash
+        encoder, squash = self.own.of(len(rows)).encoder, self.own.squash
+        run = encoder.start(min(len(rows), encoder.size))
         given = _slices(rows)
 
         def encoded(i: int, j: int) -> Array:
@@ -258,7 +261,8 @@ class Reader:
 
     def _maker(self, n_rows: int) -> Callable[[Tensor], tuple[Array, bool]]:
         """For one thread: scaled reconstructions (n, D) of codes, float64, and whether the codes were finite."""
-        run = self.own.decoder.start(min(n_rows, self.own.encoder.size))
+        own = self.own.of(n_rows)
+        run = own.decoder.start(min(n_rows, own.encoder.size))
 
         def make(h: Tensor) -> tuple[Array, bool]:
             outputs, finite = run(h)
