@@ -1,12 +1,16 @@
-"""What stands for an array, as one."""
+"""What stands for an array, as one, and what NumPy says of them."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-__all__ = ["as_numpy"]
+__all__ = ["as_numpy", "overflowing"]
+
+overflowing = partial(np.errstate, over="ignore", invalid="ignore")
+"""In silence, as torch's products: that numbers are not finite is told once, in words, by who looks at the outcome."""
 
 
 def as_numpy(X: Any) -> Any:

@@ -67,7 +67,7 @@ class Aim(NamedTuple):
     fvu: float | None = None
 
     def __bool__(self) -> bool:
-        return self != Aim()
+        return self != NO_AIM
 
     def missed(self, l0: float, fvu: float) -> bool:
         """Whether what was reached is more than 5 % off."""

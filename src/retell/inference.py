@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from copy import copy, deepcopy
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
+from retell.arrays import overflowing
 from retell.codec import Codec
 from retell.networks import ACTIVATIONS, Affine, Net
 from retell.spread import calm, spread, threads
@@ -28,7 +28,6 @@ __all__ = ["Inference", "Run", "in_blocks", "pad", "padded"]
 
 Array = npt.NDArray[Any]
 
-overflowing = partial(np.errstate, over="ignore", invalid="ignore")  # in silence, as torch's: who asks is told
 ROWS = 256
 WIDTH = 16
 CELLS = 2**20  # of a block of a function that is not known, and of what is held in float64
@@ -74,7 +73,7 @@ class Inference:
         if n_rows >= MANY * wide:
             block = wide
         elif n_rows < block:
-            block = max(FEWEST, 1 << (n_rows - 1).bit_length())
+            block = min(block, max(FEWEST, 1 << (n_rows - 1).bit_length()))
         if block not in self._others:
             self._others[block] = self._with(block)
         return self._others[block]
@@ -162,15 +161,17 @@ class Stack:
         return self.block * max(1, min(WIDER, WIDEST // self.block, self.most // self.block))
 
     def has_alike(self, block: int) -> bool:
-        """Whether a row has the same products among so many."""
+        """Whether a row has the same products among so many, wherever it stands."""
         if self.like.device.type != "cpu":
             return block == self.block
         draw, least = np.random.default_rng(0), min(block, self.block)
         for W in (_read(W) for W in [*self.weights, *([self.straight] if self.bounds else [])]):
             x = draw.standard_normal((max(block, self.block), len(W))).astype(W.dtype)
             whole = x @ W
-            if not all(np.array_equal(whole[some], x[some] @ W) for some in (slice(least), slice(-least, None))):
-                return False
+            for some in (slice(least), slice(-least, None)):
+                backwards = np.ascontiguousarray(x[some][::-1])
+                if not np.array_equal((backwards @ W)[::-1], whole[some]):
+                    return False
         return True
 
     def of(self, block: int) -> Stack:

@@ -12,12 +12,12 @@ from functools import partial
 from itertools import accumulate
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
 from retell.activations import Identity, ReLU, Sigmoid, Tanh
 from retell.adam import Group, Moments, adamw
+from retell.arrays import overflowing
 from retell.codec import Codec
 from retell.constraints import Free, NonNegative, UnitNorm, UnitRMS
 from retell.corruptions import Nothing
@@ -34,7 +34,6 @@ from retell.spread import threads
 __all__ = ["Dense", "why_not"]
 
 mse_backward = torch.ops.aten.mse_loss_backward.grad_input
-overflowing = partial(np.errstate, over="ignore", invalid="ignore")  # in silence, as torch's: what comes of it is told
 LARGE = 2**13  # weights of a layer from which bfloat16 gains more by products than it loses by casts
 JUDGED = 2**15  # cells at a time
 SMALL = 2**22  # multiplications in a product up to which a second thread saves a tenth, and costs far more at times
