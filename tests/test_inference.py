@@ -67,7 +67,7 @@ def test_many_rows_have_the_bits_of_few(model, rows, two_threads, monkeypatch, d
 def test_products_of_other_sizes_are_those_of_the_same_bits(model):
     own = deepcopy(model)._reader.own
     for n, block in ((1, 32), (33, 64), (100, 128), (2000, 2048), (20_000, 2048), (16 * 8192, 8192)):
-        found = own.of(n).encoder
+        found = own.sized(n).encoder
         assert found.block in (block, own.encoder.block)
         assert (found.block == block) == own.encoder.has_alike(block)
     W = own.encoder.weights[0].numpy()

@@ -67,32 +67,34 @@ class Inference:
         """What codes are computed in."""
         return np.dtype(str(self.encoder.like.dtype).removeprefix("torch."))
 
-    def of(self, n_rows: int) -> Inference:
+    def sized(self, n_rows: int) -> Inference:
         """For so many rows: with products of fewer or of more, where they are known to have the same bits."""
         block, wide = self.encoder.block, min(stack.wider() for stack in (self.encoder, self.decoder))
         if n_rows >= MANY * wide:
             block = wide
         elif n_rows < block:
             block = min(block, max(FEWEST, 1 << (n_rows - 1).bit_length()))
+        if block == self.encoder.block:
+            return self
         if block not in self._others:
-            self._others[block] = self._with(block)
+            self._others[block] = self._other(block)
         return self._others[block]
 
-    def _with(self, block: int) -> Inference:
+    def _other(self, block: int) -> Inference:
         other, stacks = copy(self), (self.encoder, self.decoder)
         with calm(1), overflowing():
             if not all(stack.has_alike(block) for stack in stacks):
                 return self
-        other.encoder, other.decoder = (stack.of(block) for stack in stacks)
+        other.encoder, other.decoder = (stack.sized(block) for stack in stacks)
         return other
 
     def encode(self, rows: Array) -> Array:
         """Rows (N, D), NaN where unseen, to codes (N, K)."""
-        return self._through(self.of(len(rows)).encoder, self.squash, rows, self.n_units)
+        return self._through(self.sized(len(rows)).encoder, self.squash, rows, self.n_units)
 
     def decode(self, h: Array) -> Array:
         """Codes (N, K) to the decoder's outputs (N, D)."""
-        return self._through(self.of(len(h)).decoder, lambda x_hat: x_hat, h, self.n_columns)
+        return self._through(self.sized(len(h)).decoder, lambda x_hat: x_hat, h, self.n_columns)
 
     def _through(self, stack: Stack, last: Callable[[Tensor], Tensor], rows: Array, width: int) -> Array:
         out = np.empty((len(rows), width), self.dtype)
@@ -163,7 +165,7 @@ class Stack:
     def has_alike(self, block: int) -> bool:
         """Whether a row has the same products among so many, wherever it stands."""
         if self.like.device.type != "cpu":
-            return block == self.block
+            return False
         draw, least = np.random.default_rng(0), min(block, self.block)
         for W in (_read(W) for W in [*self.weights, *([self.straight] if self.bounds else [])]):
             x = draw.standard_normal((max(block, self.block), len(W))).astype(W.dtype)
@@ -174,11 +176,11 @@ class Stack:
                     return False
         return True
 
-    def of(self, block: int) -> Stack:
+    def sized(self, block: int) -> Stack:
         """The same with products of so many rows."""
         other = copy(self)
         other.block = other.size = block
-        return other if block != self.block else self
+        return other
 
     def _breadth(self) -> int:
         """Numbers that a run holds for each of its rows."""

@@ -187,7 +187,7 @@ class Reader:
             return work
 
         with calm(1):
-            spread(start, h.shape[0], rows_a_block(out.shape[1]) if linear else self.own.of(h.shape[0]).encoder.size)
+            spread(start, h.shape[0], rows_a_block(out.shape[1]) if linear else self.own.sized(h.shape[0]).encoder.size)
         return out
 
     def each(self, take: Callable[..., None], rows: Array, how: str, check: Check, *, alone: bool = False) -> None:
@@ -235,7 +235,7 @@ class Reader:
             return once
 
         with calm(1):
-            spread(started, len(rows), self.own.of(len(rows)).encoder.size, most=1 if alone else None)
+            spread(started, len(rows), self.own.sized(len(rows)).encoder.size, most=1 if alone else None)
 
     def _coder(self, rows: Array, how: str, check: Check) -> Callable[[int, int], Array]:
         """For one thread: the codes of the rows i to j, good until the next ones."""
@@ -246,7 +246,7 @@ class Reader:
 
         if how != "encoder":
             return optimised
-        encoder, squash = self.own.of(len(rows)).encoder, self.own.squash
+        encoder, squash = self.own.sized(len(rows)).encoder, self.own.squash
         run = encoder.start(min(len(rows), encoder.size))
         given = _slices(rows)
 
@@ -261,7 +261,7 @@ class Reader:
 
     def _maker(self, n_rows: int) -> Callable[[Tensor], tuple[Array, bool]]:
         """For one thread: scaled reconstructions (n, D) of codes, float64, and whether the codes were finite."""
-        own = self.own.of(n_rows)
+        own = self.own.sized(n_rows)
         run = own.decoder.start(min(n_rows, own.encoder.size))
 
         def make(h: Tensor) -> tuple[Array, bool]:

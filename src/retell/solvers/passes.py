@@ -86,8 +86,8 @@ def breadth(width: int, dtype: torch.dtype) -> int:
 class Algebra(NamedTuple):
     """Whose products are used, and how rows lie for them.
 
-    NumPy's take half as long as torch's where they are so small that a call counts. For torch's, few columns lie one
-    after the other, each with all its rows: products with them take half as long, or less.
+    NumPy's take less where they are so small that a call counts. For torch's, few columns lie one after the other, each
+    with all its rows: products with them take half as long, or less.
     """
 
     numpy: bool
