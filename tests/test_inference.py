@@ -20,6 +20,7 @@ from retell.seeds import generator
 from retell.spread import spread
 
 D, K = 20, 3
+HAS_ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise")
 SETTINGS = {
     "default": {"hidden_layer_sizes": (12,)},
     "plain": {"hidden_layer_sizes": (12,), "activation": "relu", "code_activation": "ReLU()", "linear_path": False},
@@ -66,13 +67,38 @@ def test_many_rows_have_the_bits_of_few(model, rows, two_threads, monkeypatch, d
 
 def test_products_of_other_sizes_are_those_of_the_same_bits(model):
     own = deepcopy(model)._reader.own
-    for n, block in ((1, 32), (33, 64), (100, 128), (2000, 2048), (20_000, 2048), (16 * 8192, 8192)):
+    for n, block in ((1, 32), (33, 64), (100, 128), (2000, 2048), (20_000, 2048), (16 * 16384, 16384)):
         found = own.sized(n).encoder
         assert found.block in (block, own.encoder.block)
         assert (found.block == block) == own.encoder.has_alike(block)
     W = own.encoder.weights[0].numpy()
     W[0, 0] = np.nan  # is equal to nothing
     assert not own.encoder.has_alike(8)
+
+
+@pytest.mark.parametrize("linear_path", [True, False])
+def test_wide_rows_are_read_as_they_lie_and_multiplied_by_packed_matrices(two_threads, monkeypatch, linear_path):
+    draw = np.random.default_rng(0)
+    x = (draw.standard_normal((9_000, 4)) @ draw.standard_normal((4, 304)) + draw.standard_normal(304)).astype("f")
+    model = Autoencoder(K, hidden_layer_sizes=(256,), linear_path=linear_path, max_iter=2, random_state=0).fit(x[:300])
+    encoder, methods = model._reader.own.encoder, (model.transform, model.reconstruct, model.score_samples)
+    assert encoder.plain
+    assert [product.packed is not None for product in encoder.products] == [HAS_ONEDNN, False] + [False] * linear_path
+    x[5_000:, 7] = np.nan  # met while others are read as they lie
+    kept = x.copy()
+    for method in methods:
+        many = method(x)
+        for part in (slice(0, 1), slice(8_990, None), slice(4_990, 5_010), slice(1_000, 3_003)):
+            assert method(x[part]).tobytes() == many[part].tobytes()
+    assert np.array_equal(x, kept, equal_nan=True)
+    monkeypatch.setattr(retell.inference, "PACKED", (2**62, 0))
+    monkeypatch.setattr(retell.inference, "CLOSE", -1)
+    other = deepcopy(model)
+    for method, same in zip(methods, (other.transform, other.reconstruct, other.score_samples), strict=True):
+        np.testing.assert_allclose(same(x), method(x), rtol=1e-4, atol=1e-4)
+    encoder = other._reader.own.encoder
+    assert not encoder.plain
+    assert not any(product.packed is not None for product in encoder.products)
 
 
 def test_thread_counts_do_not_change_bits(model, rows, two_threads):

@@ -3,7 +3,7 @@
 A row's result depends on the row alone, to the bit: matrix products choose their kernels by shape, so
 every product of a net has the same number of rows, and widths that are multiples of 16. What goes cell by
 cell takes several such blocks at once. A few rows are multiplied fewer at a time and many more, where such products
-are found to have the same bits: on a processor they are NumPy's, by one thread, and mostly do.
+are found to have the same bits: on a processor they are NumPy's or oneDNN's, by one thread, and mostly do.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from copy import copy, deepcopy
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,10 @@ WORK = 2**23  # multiplications a product of all layers may cost: what a row alo
 LEAST, MOST = 64, 2048  # rows of a product
 FEW, ROOM = 16, 2**24  # rows of a product, and bytes of what a run holds, where codes are wide
 FEWEST = 32  # rows of a product: of cells some 32 are computed at once, and what is left otherwise, not to the bit
-WIDER, WIDEST, MANY = 8, 8192, 16  # times as many rows a product, at most so many, for so many products
+WIDER, WIDEST, MANY = 8, 16384, 16  # times as many rows a product, at most so many, for so many products
+CLOSE = 8  # factors up to which a shift may be in the biases: three bits of a cell
+PACKED = 2**16, 2**22  # numbers of a matrix that repays being there packed too, and is small enough to
+ONEDNN = torch.ops.mkldnn
 NEAR = 1e15  # factors between this and its inverse, and shifts up to its square, are no danger to float32
 
 
@@ -118,8 +122,9 @@ class Stack:
 
     y = net((row - shift) / factor)
 
-    The division is in the first matrices; so is what is lost of the shift in the net's precision. Where columns have
-    extreme units, or that is more than a unit, rows are scaled in float64 instead.
+    The division is in the first matrices. The shift is in the biases where it is a few units in each column, and
+    rows are read as they lie; elsewhere it is taken from them, and what it lost in the net's precision is in the
+    biases. Where columns have extreme units, or that is more than a unit, rows are scaled in float64 instead.
 
     Parameters
     ----------
@@ -143,11 +148,16 @@ class Stack:
         lost = whole - whole.to(first.dtype).double()
         sized = (whole.abs() < NEAR**2) & (lost.abs() <= self.factor) & (self.factor < NEAR) & (self.factor > 1 / NEAR)
         self.near = bool(sized.all())
-        self.shift = whole.to(first.dtype) if self.near else whole
+        self.plain = self.near and bool((whole.abs() <= CLOSE * self.factor).all())
+        self.shift = (whole * (not self.plain)).to(first.dtype) if self.near else whole
         lost = whole - self.shift.double()
         unit = self.factor if self.near else torch.ones_like(self.factor)
         self.hole = (unit * torch.from_numpy(centre).to(unit) + lost).to(first.dtype)
         self._take(net, unit, lost)
+        biases: list[Tensor | None] = [*self.biases[:-1], None]  # the last one is added where padding is left out
+        self.products = [Product(W, b) for W, b in zip(self.weights, biases, strict=True)]
+        if self.bounds:
+            self.products.append(Product(self.straight))
         work = sum(W.numel() for W in [*self.weights, self.straight])
         self.most = ROOM // (self.like.element_size() * self._breadth())
         block = min(max(1 << (WORK // work).bit_length() >> 1, LEAST), MOST)
@@ -167,12 +177,11 @@ class Stack:
         if self.like.device.type != "cpu":
             return False
         draw, least = np.random.default_rng(0), min(block, self.block)
-        for W in (_read(W) for W in [*self.weights, *([self.straight] if self.bounds else [])]):
-            x = draw.standard_normal((max(block, self.block), len(W))).astype(W.dtype)
-            whole = x @ W
-            for some in (slice(least), slice(-least, None)):
-                backwards = np.ascontiguousarray(x[some][::-1])
-                if not np.array_equal((backwards @ W)[::-1], whole[some]):
+        for product in self.products:
+            x = torch.from_numpy(draw.standard_normal((max(block, self.block), len(product.W)))).to(product.W)
+            whole = product(x)
+            for some in (slice(least), slice(len(x) - least, None)):
+                if not torch.equal(product(x[some].flip(0)).flip(0), whole[some]):
                     return False
         return True
 
@@ -240,14 +249,11 @@ class Run:
     def __init__(self, stack: Stack, n_rows: int) -> None:
         self.stack, block = stack, stack.block
         new = stack.like.new_empty
-        self.x = stack.like.new_zeros(block, len(stack.weights[0]))
-        self.inside = new(self.x.shape) if stack.bounds else self.x
+        self.inside = new(block if stack.bounds else 0, len(stack.weights[0]))
         self.values = [new(n_rows, W.shape[1]) for W in stack.weights]
-        whole = self.values[-1]
-        self.result = whole if whole.shape[1] == stack.n_outputs else new(n_rows, stack.n_outputs)
-        self.parts = [[_read(part) for part in y.view(-1, block, y.shape[1]).unbind()] for y in self.values]
-        self.weights, self.straight = [_read(W) for W in stack.weights], _read(stack.straight)
-        self.reads = _read(self.x), _read(self.inside)
+        wide = self.values[-1].shape[1] != stack.n_outputs
+        self.result = new(n_rows, stack.n_outputs) if wide else None
+        self.parts = [y.view(-1, block, y.shape[1]).unbind() for y in self.values]
         self.holed = False
 
     def __call__(self, rows: Tensor) -> tuple[Tensor, bool]:
@@ -258,59 +264,98 @@ class Run:
         """
         rows = rows.to(self.stack.like.device)
         with overflowing():
-            finite = self._products(rows)
+            y, finite = self._products(rows)
             if not finite:
                 self.holed = True
-                self._products(rows)
-        n = self.stack.n_outputs
-        return torch.add(self.values[-1][:, :n], self.stack.biases[-1][:n], out=self.result), finite
+                y, _ = self._products(rows)
+        n, result = self.stack.n_outputs, y if self.result is None else self.result
+        return torch.add(y[:, :n], self.stack.biases[-1][:n], out=result), finite
 
-    def _products(self, rows: Tensor) -> bool:
-        """Everything but the last bias; whether the rows were finite.
+    @cached_property
+    def x(self) -> Tensor:
+        """Rows of one product that are not read as they lie."""
+        return self.stack.like.new_zeros(self.stack.block, len(self.stack.weights[0]))
+
+    def _products(self, rows: Tensor) -> tuple[Tensor, bool]:
+        """Everything but the last bias, and whether the rows were finite.
 
         What is not finite in a row is not finite in any product with it, and the products are fewer.
         """
-        stack, block, last = self.stack, self.stack.block, len(self.parts) - 1
-        x, inside = self.reads
-        for i, some in enumerate(torch.split(rows, block)):  # small enough to stay near the processor
-            self._scale(some)
-            _multiply(inside, self.weights[0], self.parts[0][i])
+        stack, parts, last = self.stack, [list(some) for some in self.parts], len(self.parts) - 1
+        for i, some in enumerate(torch.split(rows, stack.block)):  # small enough to stay near the processor
+            x, inside = self._scaled(some)
+            parts[0][i] = stack.products[0](inside, parts[0][i])
             if stack.bounds:
-                _multiply(x, self.straight, self.parts[-1][i])
-        looked = self.values[-1 if stack.bounds else 0][: len(rows)]
-        finite = math.isfinite(looked.sum())
+                parts[last][i] = stack.products[-1](x, parts[last][i])
+        looked = last if stack.bounds else 0
+        finite = math.isfinite(self._whole(looked, parts)[: len(rows)].sum())
         for layer in range(1, last + 1):
-            stack.squash_(self.values[layer - 1].add_(stack.biases[layer - 1]))
-            for h, y in zip(self.parts[layer - 1], self.parts[layer], strict=True):
-                _multiply(h, self.weights[layer], y, adds=bool(stack.bounds) and layer == last)
-        return finite
+            stack.squash_(self._whole(layer - 1, parts))
+            adds = bool(stack.bounds) and layer == last
+            parts[layer] = [
+                stack.products[layer](h, y, adds=adds) for h, y in zip(parts[layer - 1], parts[layer], strict=True)
+            ]
+        return self._whole(last, parts), finite
 
-    def _scale(self, rows: Tensor) -> None:
-        """Rows of one product, as the first matrices read them."""
-        stack, x = self.stack, self.x[: len(rows), : rows.shape[1]]
-        if stack.near:
-            torch.sub(rows, stack.shift, out=x)
+    def _whole(self, layer: int, parts: list[list[Tensor]]) -> Tensor:
+        """All of a layer's products, of which some may have memory of their own."""
+        found = parts[layer]
+        if len(found) == 1:
+            return found[0]
+        parts[layer] = list(self.parts[layer])
+        for y, part in zip(found, parts[layer], strict=True):
+            if y is not part:
+                part.copy_(y)
+        return self.values[layer]
+
+    def _scaled(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows of one product, as the straight matrix reads them, and as the first one does."""
+        stack = self.stack
+        as_is = rows.dtype == stack.like.dtype and rows.shape == (stack.block, len(stack.weights[0]))
+        if stack.plain and as_is and not self.holed:
+            x = rows
         else:
-            x.copy_((rows - stack.shift) / stack.factor)
-        if self.holed:  # where one block has holes, the next ones will have some
-            x.copy_(torch.where(torch.isnan(rows), stack.hole, x))
-        if stack.bounds:
-            torch.clamp(self.x, *stack.bounds, out=self.inside)
+            x, some = self.x, self.x[: len(rows), : rows.shape[1]]
+            if stack.near:
+                torch.sub(rows, stack.shift, out=some)
+            else:
+                some.copy_((rows - stack.shift) / stack.factor)
+            if self.holed:  # where one block has holes, the next ones will have some
+                some.copy_(torch.where(torch.isnan(rows), stack.hole, some))
+        return x, torch.clamp(x, *stack.bounds, out=self.inside) if stack.bounds else x
 
 
-def _read(x: Tensor) -> Any:
-    """x as its products read it: NumPy's on a processor."""
-    return x.numpy() if x.device.type == "cpu" else x
+class Product:
+    """x W + b, by one thread on a processor: oneDNN's where a matrix repays being packed, else NumPy's.
 
+    Only an inner call of torch's gives oneDNN a packed matrix: where it is missing all products are NumPy's.
 
-def _multiply(a: Any, b: Any, y: Any, *, adds: bool = False) -> None:
-    """y = a b, or y + a b."""
-    if isinstance(y, Tensor):
-        y.addmm_(a, b) if adds else torch.mm(a, b, out=y)
-    elif adds:
-        y += a @ b
-    else:
-        np.matmul(a, b, out=y)
+    Parameters
+    ----------
+    W : Tensor of shape (n_in, n_out)
+    b : Tensor of shape (n_out,), optional
+    """
+
+    def __init__(self, W: Tensor, b: Tensor | None = None) -> None:
+        self.W, self.b, self.cpu = W, b, W.device.type == "cpu"
+        self.packed: Tensor | None = None
+        large = W.dtype == torch.float32 and PACKED[0] <= W.numel() <= PACKED[1]
+        if self.cpu and large and hasattr(ONEDNN, "_linear_pointwise"):
+            self.packed = ONEDNN._reorder_linear_weight(W.T.contiguous(), LEAST)
+
+    def __call__(self, x: Tensor, y: Tensor | None = None, *, adds: bool = False) -> Tensor:
+        """x W + b, or with y added, in y or, where it is packed, in memory of its own."""
+        y = x.new_empty(len(x), self.W.shape[1]) if y is None else y
+        if self.packed is not None:
+            found = ONEDNN._linear_pointwise(x, self.packed, self.b, "none", [], "")
+            return y.add_(found) if adds else found
+        if not self.cpu:
+            y = y.addmm_(x, self.W) if adds else torch.mm(x, self.W, out=y)
+        elif adds:
+            y += torch.from_numpy(x.numpy() @ self.W.numpy())
+        else:
+            np.matmul(x.numpy(), self.W.numpy(), out=y.numpy())
+        return y if self.b is None else y.add_(self.b)
 
 
 @torch.no_grad()

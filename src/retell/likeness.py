@@ -86,6 +86,8 @@ def _sizes(off: Array) -> Array:
 
 def _middle(off: Array) -> Array:
     """Medians of the columns that have any cell: a few strange rows do not move them."""
-    holes = np.isnan(off)
-    middle: Array = np.nanmedian(off[:, ~holes.all(0)], axis=0) if holes.any() else np.median(off, axis=0)
+    seen = (~np.isnan(off)).sum(0)
+    low, high, ordered = (seen - 1) // 2, seen // 2, np.sort(off, axis=0)  # several times as fast as np.median
+    columns = np.flatnonzero(seen)
+    middle: Array = (ordered[low[columns], columns] + ordered[high[columns], columns]) / 2
     return middle
