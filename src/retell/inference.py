@@ -178,7 +178,8 @@ class Stack:
             return False
         draw, least = np.random.default_rng(0), min(block, self.block)
         for product in self.products:
-            x = torch.from_numpy(draw.standard_normal((max(block, self.block), len(product.W)))).to(product.W)
+            x = torch.from_numpy(draw.random((max(block, self.block), len(product.W)), np.float32))
+            x = x.to(product.W) - 0.5
             whole = product(x)
             for some in (slice(least), slice(len(x) - least, None)):
                 if not torch.equal(product(x[some].flip(0)).flip(0), whole[some]):
