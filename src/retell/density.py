@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from scipy.linalg import eigh
 
-from retell.inference import in_blocks, pad
+from retell.padding import in_blocks, pad
 
 __all__ = ["WIDE", "Density", "Tally", "noise"]
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from retell.inference import in_blocks, pad
+from retell.padding import in_blocks, pad
 
 __all__ = ["Factors"]
 

@@ -22,20 +22,17 @@ from torch.utils.dlpack import from_dlpack
 
 from retell.arrays import overflowing
 from retell.codec import Codec
-from retell.networks import ACTIVATIONS, Affine, Net
-from retell.spread import calm, spread, threads
+from retell.networks import ACTIVATIONS, Net
+from retell.padding import CELLS, FEW, pad, round_up
+from retell.spread import calm, spread
 
-__all__ = ["Inference", "Run", "in_blocks", "pad", "padded"]
+__all__ = ["Inference", "Run"]
 
 Array = npt.NDArray[Any]
 
-ROWS = 256
-WIDTH = 16
-CELLS = 2**20  # of a block of a function that is not known, and of what is held in float64
-NARROW = 512  # columns and units up to which one thread is enough
 WORK = 2**23  # multiplications a product of all layers may cost: what a row alone pays for
 LEAST, MOST = 64, 2048  # rows of a product
-FEW, ROOM = 16, 2**24  # rows of a product, and bytes of what a run holds, where codes are wide
+ROOM = 2**24  # bytes of what a run holds
 FEWEST = 32  # rows of a product: of cells some 32 are computed at once, and what is left otherwise, not to the bit
 WIDER, WIDEST, MANY = 8, 16384, 16  # times as many rows a product, at most so many, for so many products
 CLOSE = 8  # factors up to which a shift may be in the biases: three bits of a cell
@@ -221,7 +218,7 @@ class Stack:
     def _matrix(self, W: Tensor, unit: Tensor | None = None) -> Tensor:
         """(W / unit)ᵀ, padded."""
         n_out, n_in = W.shape
-        matrix, done = self.like.new_zeros(_round_up(n_in), _round_up(n_out)), 0
+        matrix, done = self.like.new_zeros(round_up(n_in), round_up(n_out)), 0
         if unit is None or bool((unit == 1).all()):
             matrix[:n_in, :n_out] = W.T
             return matrix
@@ -359,64 +356,8 @@ class Product:
         return y if self.b is None else y.add_(self.b)
 
 
-@torch.no_grad()
-def in_blocks(net: Callable[[Tensor], Tensor], rows: Array, width: int, like: Tensor) -> Array:
-    """net(rows), computed in blocks of the dtype and on the device of `like`; the first `width` columns."""
-    widest = max(rows.shape[1], width)
-    size = min(ROWS, max(FEW, CELLS // widest // FEW * FEW))
-    block = torch.zeros(size, _round_up(rows.shape[1]), dtype=like.dtype, device=like.device)
-    out = np.empty((len(rows), width), dtype=like.detach().cpu().numpy().dtype)
-    with threads(1 if widest <= NARROW else torch.get_num_threads()):
-        for i in range(0, len(rows), size):
-            some = torch.from_numpy(np.require(rows[i : i + size], requirements=["C", "W"]))
-            block[: len(some), : rows.shape[1]] = some
-            block[len(some) :] = 0
-            out[i : i + size] = net(block)[: len(some), :width].cpu().numpy()
-    return out
-
-
 def _in_place(activation: str) -> Callable[[Tensor], Tensor]:
     if activation == "identity":
         return ACTIVATIONS[activation]
     squash: Callable[[Tensor], Tensor] = getattr(torch.ops.aten, f"{activation}_")
     return squash
-
-
-def pad(matrix: Tensor) -> Tensor:
-    """The matrix with rows and columns of zeros up to multiples of 16, detached."""
-    matrix = matrix.detach()
-    height, width = matrix.shape
-    return torch.nn.functional.pad(matrix, (0, _round_up(width) - width, 0, _round_up(height) - height))
-
-
-def padded(codec: Codec) -> Codec:
-    """A frozen copy of a codec, its columns and units padded to multiples of 16; σ stays as wide."""
-    squash = deepcopy(codec.code_activation)
-    wide = Codec(_padded(codec.encoder), squash, _padded(codec.decoder), pad(codec.centre[None])[0]).train(False)
-    if codec.log_scale is not None:
-        wide.log_scale = torch.nn.Parameter(codec.log_scale.detach().clone(), requires_grad=False)
-    return wide
-
-
-def _padded(net: Net) -> Net:
-    layers = [_widened(layer) for layer in net.affines()]
-    straight = None if net.linear is None else layers.pop()
-    wide = Net(layers, net.activation, straight)
-    if straight is not None:
-        wide.low, wide.high = pad(net.low[None])[0], pad(net.high[None])[0]
-        wide.into, wide.out = net.into, net.out
-    return wide
-
-
-@torch.no_grad()
-def _widened(layer: Affine) -> Affine:
-    n_out, n_in = layer.weight.shape
-    wide = Affine(_round_up(n_in), _round_up(n_out), bias=layer.bias is not None).to(layer.weight)
-    wide.weight.copy_(pad(layer.weight))
-    if layer.bias is not None and wide.bias is not None:
-        wide.bias.copy_(pad(layer.bias[None])[0, : len(wide.bias)])
-    return wide.requires_grad_(False)
-
-
-def _round_up(width: int) -> int:
-    return -(-width // WIDTH) * WIDTH

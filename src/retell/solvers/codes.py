@@ -18,8 +18,8 @@ from torch import Tensor
 
 from retell.codec import Codec
 from retell.densities import Exponential, Laplace
-from retell.inference import in_blocks, padded
 from retell.objective import Objective, at
+from retell.padding import in_blocks, padded
 from retell.penalties import L1, L2, L1Weights, Prior, StudentT
 
 __all__ = ["check_map", "optimise"]
