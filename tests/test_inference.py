@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from copy import deepcopy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,13 +15,12 @@ from sklearn.datasets import load_digits
 import retell.inference
 from retell import Autoencoder
 from retell.codec import Codec
-from retell.inference import Inference, Stack
+from retell.inference import Inference, Stack, has_onednn
 from retell.networks import mirror, mlp
 from retell.seeds import generator
 from retell.spread import spread
 
 D, K = 20, 3
-HAS_ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise")
 SETTINGS = {
     "default": {"hidden_layer_sizes": (12,)},
     "plain": {"hidden_layer_sizes": (12,), "activation": "relu", "code_activation": "ReLU()", "linear_path": False},
@@ -83,7 +83,7 @@ def test_wide_rows_are_read_as_they_lie_and_multiplied_by_packed_matrices(two_th
     model = Autoencoder(K, hidden_layer_sizes=(256,), linear_path=linear_path, max_iter=2, random_state=0).fit(x[:300])
     encoder, methods = model._reader.own.encoder, (model.transform, model.reconstruct, model.score_samples)
     assert encoder.plain
-    assert [product.packed is not None for product in encoder.products] == [HAS_ONEDNN, False] + [False] * linear_path
+    assert [product.packed is not None for product in encoder.products] == [has_onednn(), False] + [False] * linear_path
     x[5_000:, 7] = np.nan  # met while others are read as they lie
     kept = x.copy()
     for method in methods:
@@ -99,6 +99,14 @@ def test_wide_rows_are_read_as_they_lie_and_multiplied_by_packed_matrices(two_th
     encoder = other._reader.own.encoder
     assert not encoder.plain
     assert not any(product.packed is not None for product in encoder.products)
+
+
+@pytest.mark.parametrize(
+    "calls", [{}, {"_reorder_linear_weight": lambda W, n: W, "_linear_pointwise": lambda *_: torch.zeros(64, 64)}]
+)
+def test_an_inner_call_that_is_gone_or_has_changed_is_not_used(monkeypatch, calls):
+    monkeypatch.setattr(retell.inference, "ONEDNN", SimpleNamespace(**calls))
+    assert not has_onednn.__wrapped__()
 
 
 def test_thread_counts_do_not_change_bits(model, rows, two_threads):

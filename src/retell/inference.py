@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from copy import copy, deepcopy
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from retell.networks import ACTIVATIONS, Net
 from retell.padding import CELLS, FEW, pad, round_up
 from retell.spread import calm, spread
 
-__all__ = ["Inference", "Run"]
+__all__ = ["Inference", "Run", "has_onednn"]
 
 Array = npt.NDArray[Any]
 
@@ -326,8 +326,6 @@ class Run:
 class Product:
     """x W + b, by one thread on a processor: oneDNN's where a matrix repays being packed, else NumPy's.
 
-    Only an inner call of torch's gives oneDNN a packed matrix: where it is missing all products are NumPy's.
-
     Parameters
     ----------
     W : Tensor of shape (n_in, n_out)
@@ -337,8 +335,7 @@ class Product:
     def __init__(self, W: Tensor, b: Tensor | None = None) -> None:
         self.W, self.b, self.cpu = W, b, W.device.type == "cpu"
         self.packed: Tensor | None = None
-        large = W.dtype == torch.float32 and PACKED[0] <= W.numel() <= PACKED[1]
-        if self.cpu and large and hasattr(ONEDNN, "_linear_pointwise"):
+        if self.cpu and W.dtype == torch.float32 and PACKED[0] <= W.numel() <= PACKED[1] and has_onednn():
             self.packed = ONEDNN._reorder_linear_weight(W.T.contiguous(), LEAST)
 
     def __call__(self, x: Tensor, y: Tensor | None = None, *, adds: bool = False) -> Tensor:
@@ -354,6 +351,17 @@ class Product:
         else:
             np.matmul(x.numpy(), self.W.numpy(), out=y.numpy())
         return y if self.b is None else y.add_(self.b)
+
+
+@cache
+def has_onednn() -> bool:
+    """Whether torch gives oneDNN a packed matrix: by an inner call, that a build may lack and a version may change."""
+    x = torch.ones(LEAST, LEAST)
+    try:
+        packed = ONEDNN._reorder_linear_weight(x, LEAST)
+        return torch.equal(ONEDNN._linear_pointwise(x, packed, x[0], "none", [], ""), LEAST * x + 1)
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError):
+        return False
 
 
 def _in_place(activation: str) -> Callable[[Tensor], Tensor]:
