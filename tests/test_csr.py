@@ -157,7 +157,7 @@ def test_what_a_run_holds_is_bounded_and_a_row_is_coded_alone(rows, K):
     through = Inference(codec)
     for stack in (through.encoder, through.decoder):
         run = stack.start(stack.size)
-        held = [run.x, *run.values, *([] if run.result is None else [run.result])]
+        held = [run.x, run.inside, *run.values, *([] if run.result is None else [run.result])]
         assert sum(some.nbytes for some in held) <= 1.25 * ROOM
     x = rows[:70].astype(np.float32)
     h = through.encode(x)

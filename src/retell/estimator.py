@@ -941,7 +941,8 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     def _become(self, model: Model) -> None:
         """Set the attributes that make this a fitted estimator."""
         self._model = model
-        self._reader = Reader(model.codec, model.parts.objective, model.parts.constraint, model.scaling)
+        parts = model.parts
+        self._reader = Reader(model.codec, parts.objective, parts.constraint, model.scaling, model.fitted.norms)
         self.codec_, self.scaling_, self.density_ = model.codec, model.scaling, model.density
         self._factors, self.objective_ = model.factors, model.parts.objective
         self.n_features_in_ = model.fitted.n_features

@@ -24,9 +24,9 @@ from retell.arrays import overflowing
 from retell.codec import Codec
 from retell.networks import ACTIVATIONS, Net
 from retell.padding import CELLS, FEW, pad, round_up
-from retell.spread import calm, spread
+from retell.spread import calm, spread, threads
 
-__all__ = ["Inference", "Run", "has_onednn"]
+__all__ = ["Inference", "Run"]
 
 Array = npt.NDArray[Any]
 
@@ -35,8 +35,8 @@ LEAST, MOST = 64, 2048  # rows of a product
 ROOM = 2**24  # bytes of what a run holds
 FEWEST = 32  # rows of a product: of cells some 32 are computed at once, and what is left otherwise, not to the bit
 WIDER, WIDEST, MANY = 8, 16384, 16  # times as many rows a product, at most so many, for so many products
-CLOSE = 8  # factors up to which a shift may be in the biases: three bits of a cell
-PACKED = 2**16, 2**22  # numbers of a matrix that repays being there packed too, and is small enough to
+CLOSE = 16  # times as large as usual that sums may be for a shift to be in the biases: four bits of them are lost
+PACKED = 2**16, 2**20  # least and most numbers of a matrix that is packed: smaller do not repay it, larger cost memory
 ONEDNN = torch.ops.mkldnn
 NEAR = 1e15  # factors between this and its inverse, and shifts up to its square, are no danger to float32
 
@@ -49,9 +49,13 @@ class Inference:
     codec : Codec
     shift, factor : ndarray of shape (D,), optional
         Rows are encoded as (row - shift) / factor; by default they are in the scaled space already.
+    cell : float, default=0.0
+        Root mean square of scaled cells about their centre, so far as it is known.
     """
 
-    def __init__(self, codec: Codec, shift: Array | None = None, factor: Array | None = None) -> None:
+    def __init__(
+        self, codec: Codec, shift: Array | None = None, factor: Array | None = None, cell: float = 0.0
+    ) -> None:
         self.n_columns, self.n_units = len(codec.centre), codec.n_units
         self.squash = deepcopy(codec.code_activation)
         if isinstance(self.squash, torch.nn.Module):
@@ -59,7 +63,7 @@ class Inference:
         centre = codec.centre.double().cpu().numpy()
         shift = np.zeros_like(centre) if shift is None else shift
         factor = np.ones_like(centre) if factor is None else factor
-        self.encoder = Stack(codec.encoder, codec.n_outputs, shift, factor, centre)
+        self.encoder = Stack(codec.encoder, codec.n_outputs, shift, factor, centre, cell)
         self.decoder = Stack(codec.decoder, self.n_columns, np.zeros(self.n_units), np.ones(self.n_units))
         self._others: dict[int, Inference] = {}
 
@@ -83,7 +87,7 @@ class Inference:
 
     def _other(self, block: int) -> Inference:
         other, stacks = copy(self), (self.encoder, self.decoder)
-        with calm(1), overflowing():
+        with calm(1), threads(1), overflowing():  # as `spread` works
             if not all(stack.has_alike(block) for stack in stacks):
                 return self
         other.encoder, other.decoder = (stack.sized(block) for stack in stacks)
@@ -119,9 +123,10 @@ class Stack:
 
     y = net((row - shift) / factor)
 
-    The division is in the first matrices. The shift is in the biases where it is a few units in each column, and
-    rows are read as they lie; elsewhere it is taken from them, and what it lost in the net's precision is in the
-    biases. Where columns have extreme units, or that is more than a unit, rows are scaled in float64 instead.
+    The division is in the first matrices. The shift is in the biases where it is small beside cells, and so is what
+    each unit of the first matrices makes of it: rows of the net's own dtype, without holes, are then read as they lie.
+    Elsewhere it is taken from the rows, and what it loses in the net's precision is in the biases. Where columns have
+    extreme units, or a shift loses more than a unit, rows are scaled in float64 instead.
 
     Parameters
     ----------
@@ -130,6 +135,8 @@ class Stack:
     shift, factor : ndarray of shape (D,)
     centre : ndarray of shape (D,), optional
         What stands for an unseen cell, scaled; zeros by default.
+    cell : float, default=0.0
+        As for `Inference`.
 
     Attributes
     ----------
@@ -137,7 +144,9 @@ class Stack:
         Rows of a product, and rows that a run takes at most.
     """
 
-    def __init__(self, net: Net, n_outputs: int, shift: Array, factor: Array, centre: Array | None = None) -> None:
+    def __init__(
+        self, net: Net, n_outputs: int, shift: Array, factor: Array, centre: Array | None = None, cell: float = 0.0
+    ) -> None:
         first = net.affines()[0].weight
         self.like, self.n_outputs, self.squash_ = first.detach()[:0], n_outputs, _in_place(net.activation)
         centre = np.zeros_like(shift) if centre is None else centre
@@ -145,7 +154,7 @@ class Stack:
         lost = whole - whole.to(first.dtype).double()
         sized = (whole.abs() < NEAR**2) & (lost.abs() <= self.factor) & (self.factor < NEAR) & (self.factor > 1 / NEAR)
         self.near = bool(sized.all())
-        self.plain = self.near and bool((whole.abs() <= CLOSE * self.factor).all())
+        self.plain = self.near and _is_small(whole / self.factor, net, CLOSE * cell)
         self.shift = (whole * (not self.plain)).to(first.dtype) if self.near else whole
         lost = whole - self.shift.double()
         unit = self.factor if self.near else torch.ones_like(self.factor)
@@ -174,7 +183,7 @@ class Stack:
         if self.like.device.type != "cpu":
             return False
         draw, least = np.random.default_rng(0), min(block, self.block)
-        for product in self.products:
+        for product in (product.without_bias() for product in self.products):  # which would hide small differences
             x = torch.from_numpy(draw.random((max(block, self.block), len(product.W)), np.float32))
             x = x.to(product.W) - 0.5
             whole = product(x)
@@ -296,7 +305,7 @@ class Run:
         return self._whole(last, parts), finite
 
     def _whole(self, layer: int, parts: list[list[Tensor]]) -> Tensor:
-        """All of a layer's products, of which some may have memory of their own."""
+        """All of a layer's products side by side; those in memory of their own are copied, and seen there from then."""
         found = parts[layer]
         if len(found) == 1:
             return found[0]
@@ -336,14 +345,20 @@ class Product:
         self.W, self.b, self.cpu = W, b, W.device.type == "cpu"
         self.packed: Tensor | None = None
         if self.cpu and W.dtype == torch.float32 and PACKED[0] <= W.numel() <= PACKED[1] and has_onednn():
-            self.packed = ONEDNN._reorder_linear_weight(W.T.contiguous(), LEAST)
+            self.packed = ONEDNN._reorder_linear_weight(W.T, LEAST)
+
+    def without_bias(self) -> Product:
+        """x W alone."""
+        bare = copy(self)
+        bare.b = None
+        return bare
 
     def __call__(self, x: Tensor, y: Tensor | None = None, *, adds: bool = False) -> Tensor:
-        """x W + b, or with y added, in y or, where it is packed, in memory of its own."""
-        y = x.new_empty(len(x), self.W.shape[1]) if y is None else y
+        """x W + b: in y, or in memory of its own where there is no y, or the matrix is packed; or y += x W + b."""
         if self.packed is not None:
             found = ONEDNN._linear_pointwise(x, self.packed, self.b, "none", [], "")
-            return y.add_(found) if adds else found
+            return found if y is None or not adds else y.add_(found)
+        y = x.new_empty(len(x), self.W.shape[1]) if y is None else y
         if not self.cpu:
             y = y.addmm_(x, self.W) if adds else torch.mm(x, self.W, out=y)
         elif adds:
@@ -353,10 +368,18 @@ class Product:
         return y if self.b is None else y.add_(self.b)
 
 
+def _is_small(shift: Tensor, net: Net, bound: float) -> bool:
+    """Whether a scaled shift is small beside cells, and to the first matrices beside what they make of rows."""
+    firsts = [net.affines()[0].weight.detach(), *([] if net.linear is None else [net.linear.weight.detach()])]
+    return bool((shift.abs() <= bound).all()) and all(
+        bool(((W @ shift.to(W)).abs() <= bound * W.norm(dim=1)).all()) for W in firsts
+    )
+
+
 @cache
 def has_onednn() -> bool:
     """Whether torch gives oneDNN a packed matrix: by an inner call, that a build may lack and a version may change."""
-    x = torch.ones(LEAST, LEAST)
+    x = torch.ones(LEAST, LEAST, dtype=torch.float32, device="cpu")
     try:
         packed = ONEDNN._reorder_linear_weight(x, LEAST)
         return torch.equal(ONEDNN._linear_pointwise(x, packed, x[0], "none", [], ""), LEAST * x + 1)

@@ -1,4 +1,4 @@
-"""Products of one shape, whatever the number of rows and columns: rows in padded blocks, matrices and nets padded."""
+"""Products that do not depend on how many rows there are: rows in padded blocks, widths in multiples of 16."""
 
 from __future__ import annotations
 

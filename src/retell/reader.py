@@ -17,6 +17,7 @@ from retell.codec import Codec
 from retell.constraints import UnitRMS
 from retell.csr import Few, joined, nonzero, times
 from retell.inference import Inference
+from retell.likeness import Norms
 from retell.objective import Objective
 from retell.rows.blocks import blocks, release, rows_a_block
 from retell.scaling import Scaling
@@ -43,10 +44,15 @@ class Reader:
         Says what counts as one for each unit when a code is optimised.
     scaling : Scaling, optional
         For rows in their own units.
+    norms : Norms, optional
+        Of the rows of the fit.
     """
 
-    def __init__(self, codec: Codec, objective: Objective, constraint: Any, scaling: Scaling | None = None) -> None:
-        self.codec, self.objective, self.scaling = codec, objective, scaling
+    def __init__(
+        self, codec: Codec, objective: Objective, constraint: Any, scaling: Scaling | None = None,
+        norms: Norms | None = None,
+    ) -> None:  # fmt: skip
+        self.codec, self.objective, self.scaling, self.norms = codec, objective, scaling, norms
         self.unit: Array | float = codec.rms.double().cpu().numpy() if isinstance(constraint, UnitRMS) else 1.0
 
     def __getstate__(self) -> dict[str, Any]:
@@ -62,7 +68,9 @@ class Reader:
     def own(self) -> Inference:
         """For rows in their own units."""
         scaling = self.scaling
-        return self.inference if scaling is None else Inference(self.codec, scaling.shift, scaling.factor)
+        if scaling is None:
+            return self.inference
+        return Inference(self.codec, scaling.shift, scaling.factor, 0.0 if self.norms is None else self.norms[2])
 
     def encode(self, x: Array, how: str = "encoder") -> Array:
         """Scaled rows (N, D), NaN where unseen, to codes (N, K): the encoder's, or those of least objective ("map")."""
