@@ -81,8 +81,8 @@ class Epoch(NamedTuple):
     """Whether the stopping rule says that this was the last."""
 
 
-T = TypeVar("T")
 Number = Tensor | float
+T = TypeVar("T")
 Turns = Generator[None, None, T]
 """What is done a turn at a time, so that others may do theirs in between; and its outcome."""
 
