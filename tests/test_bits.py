@@ -15,10 +15,11 @@ import torch
 from sklearn.datasets import load_digits, load_wine
 from sklearn.decomposition import PCA
 
+import retell.inference
 from retell import Autoencoder, Identity, Sigmoid, TopK, spread, training
 from retell.codec import Codec
 from retell.density import Density
-from retell.inference import Inference
+from retell.inference import Inference, has_onednn
 from retell.networks import mlp
 from retell.seeds import generator
 
@@ -176,21 +177,23 @@ def disagreements(inference, x):
     return wrong
 
 
+NETS = [
+    ((), "relu", Identity(), torch.float32),
+    ((), "relu", Identity(), torch.float64),
+    ((24,), "gelu", Sigmoid(), torch.float32),
+    ((7, 33), "tanh", Identity(), torch.float64),
+    ((20,), "sigmoid", TopK(1), torch.float32),
+    ((9,), "silu", Sigmoid(), torch.float64),
+]
+
+
 def sweep(shapes):
     """Shapes whose rows depend on their batch, over K = 1 to 50 and D = 2 to 70 in turn."""
-    nets = [
-        ((), "relu", Identity(), torch.float32),
-        ((), "relu", Identity(), torch.float64),
-        ((24,), "gelu", Sigmoid(), torch.float32),
-        ((7, 33), "tanh", Identity(), torch.float64),
-        ((20,), "sigmoid", TopK(1), torch.float32),
-        ((9,), "silu", Sigmoid(), torch.float64),
-    ]
     found = {}
     for i, (K, D) in enumerate(shapes):
         x = np.random.RandomState(i).randn(130, D)
         # the linear nets at every shape; the deep kinds take turns
-        for hidden, activation, squash, dtype in (*nets[:2], nets[2 + i % 4]):
+        for hidden, activation, squash, dtype in (*NETS[:2], NETS[2 + i % 4]):
             wrong = disagreements(Inference(random_codec(D, hidden, K, activation, squash, dtype, i)), x)
             if wrong:
                 found[K, D, hidden, activation, str(dtype)] = wrong
@@ -203,6 +206,24 @@ ALL = [(K, D) for K in range(1, 51) for D in range(2, 71)]
 @pytest.mark.parametrize("share", range(8))
 def test_a_row_does_not_depend_on_its_batch(share):
     assert sweep(ALL[share::8]) == {}
+
+
+def test_many_rows_by_packed_matrices_have_the_bits_of_few(monkeypatch):
+    packed = 0
+    for i, (K, D) in enumerate(ALL[::23]):
+        x = np.random.RandomState(i).randn(130, D)
+        for hidden, activation, squash in (net[:3] for net in NETS if net[3] == torch.float32):
+            codec = random_codec(D, hidden, K, activation, squash, torch.float32, i)
+            few = Inference(codec)
+            h = few.encode(x)
+            x_hat = few.decode(h)
+            with monkeypatch.context() as patched:
+                patched.setattr(retell.inference, "MUCH", 0)
+                many = Inference(codec)
+                assert many.encode(x).tobytes() == h.tobytes(), (K, D, hidden)
+                assert many.decode(h).tobytes() == x_hat.tobytes(), (K, D, hidden)
+            packed += (many.encoder.packed is not many.encoder) + (many.decoder.packed is not many.decoder)
+    assert (packed > 0) == has_onednn()
 
 
 def test_a_row_does_not_depend_on_its_batch_with_two_threads():

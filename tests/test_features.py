@@ -6,6 +6,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from retell import Autoencoder, features
+from retell.inference import Inference
 
 X, Y = load_digits(return_X_y=True)
 CODES = {
@@ -73,7 +74,7 @@ def test_neighbours_are_the_nearest(case, monkeypatch):
 def test_blocks_and_threads_change_no_bit(monkeypatch, two_threads):
     model = small(code_activation="TopK(4)")
     x = np.tile(X, (20, 1))[:30_000]
-    model._reader.own.encoder.size = 64
+    monkeypatch.setattr(Inference, "size", lambda *_: 64)
     first = model.features(x)
     assert np.array_equal(first.rows[:, 0], model.features(X).rows[:, 0])  # of equal rows the first
     torch.set_num_threads(1)
@@ -86,9 +87,9 @@ def test_blocks_and_threads_change_no_bit(monkeypatch, two_threads):
             np.testing.assert_allclose(again.mean, first.mean, rtol=1e-12)
 
 
-def test_the_same_blocks_give_the_same_bits(two_threads):
+def test_the_same_blocks_give_the_same_bits(monkeypatch, two_threads):
     model = small(code_activation="TopK(4)")
-    model._reader.own.encoder.size = 64
+    monkeypatch.setattr(Inference, "size", lambda *_: 64)
     assert len({model.features(X).mean.tobytes() for _ in range(5)}) == 1
 
 

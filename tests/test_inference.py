@@ -5,7 +5,7 @@ import platform
 import subprocess
 import sys
 import threading
-from copy import deepcopy
+from copy import copy, deepcopy
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 import retell.inference
 from retell import Autoencoder
 from retell.codec import Codec
-from retell.inference import Inference, Stack, has_onednn
+from retell.inference import Inference, Run, Stack, has_onednn
 from retell.networks import mirror, mlp
 from retell.seeds import generator
 from retell.spread import spread
@@ -51,30 +51,39 @@ def holed(rows):
 @pytest.mark.parametrize("holes", [False, True])
 @pytest.mark.parametrize("alike", [True, False])
 def test_many_rows_have_the_bits_of_few(model, rows, two_threads, monkeypatch, dtype, holes, alike):
-    """Products of fewer and of more rows are used where they have the same bits."""
-    used, start = set(), Stack.start
-    monkeypatch.setattr(retell.inference, "MANY", 2)
-    monkeypatch.setattr(Stack, "start", lambda self, n: (used.add(self.block), start(self, n))[1])
+    """Products of fewer rows, and packed ones of many, are used where they have the same bits."""
+    used, fitted = set(), Stack.fitted
+    monkeypatch.setattr(retell.inference, "MUCH", 2**20)
+    monkeypatch.setattr(Stack, "fitted", lambda self, *n: (used.add((stack := fitted(self, *n)).block), stack)[1])
     if not alike:
         monkeypatch.setattr(Stack, "has_alike", lambda *_: False)
     x, model = (holed(rows) if holes else rows).astype(dtype), deepcopy(model)
+    own = model._reader.own
+    whole = {own.encoder.block, own.decoder.block}
     for method in (model.transform, model.reconstruct, model.score_samples):
         many = method(x)
         assert np.isfinite(many).all()
         for part in (slice(0, 1), slice(39_990, None), slice(8_191, 8_194), slice(7, 107), slice(20_000, 21_003)):
             assert method(x[part]).tobytes() == many[part].tobytes()
-    assert (used == {2048}) != alike
+    packs = has_onednn() and own.dtype == np.float32
+    assert (used <= whole) == (not alike)
+    packed = own.encoder.packed, own.decoder.packed
+    assert [it.block for it in packed] == [32] * 2 if alike and packs else list(packed) == [own.encoder, own.decoder]
 
 
 def test_products_of_other_sizes_are_those_of_the_same_bits(model):
-    own = deepcopy(model)._reader.own
-    for n, block in ((1, 32), (33, 64), (100, 128), (2000, 2048), (20_000, 2048), (16 * 16384, 16384)):
-        found = own.sized(n).encoder
-        assert found.block in (block, own.encoder.block)
-        assert (found.block == block) == own.encoder.has_alike(block)
-    W = own.encoder.weights[0].numpy()
-    W[0, 0] = np.nan  # is equal to nothing
-    assert not own.encoder.has_alike(8)
+    encoder = deepcopy(model)._reader.own.encoder
+    for n, block in ((1, 32), (33, 64), (100, 128), (10**5, encoder.block)):
+        other = copy(encoder)
+        other.block = block
+        assert encoder.fitted(n, n).block == (block if encoder.has_alike(other, {block}) else encoder.block)
+    packs = encoder.fitted(5, 10**8) is encoder.packed
+    assert packs == (has_onednn() and encoder.like.dtype == torch.float32)
+    few = encoder.sized(32)
+    encoder.weights[0][0, 0] = np.nan  # is equal to nothing
+    assert not encoder.has_alike(few, {32})
+    del encoder.packed
+    assert encoder.packed is encoder
 
 
 @pytest.mark.parametrize("linear_path", [True, False])
@@ -85,9 +94,9 @@ def test_wide_rows_are_read_as_they_lie_and_multiplied_by_packed_matrices(two_th
     encoder, methods = model._reader.own.encoder, (model.transform, model.reconstruct, model.score_samples)
     assert encoder.plain
     assert [product.packed is not None for product in encoder.products] == [has_onednn(), False] + [False] * linear_path
-    run = encoder.start(encoder.block)
-    run(torch.from_numpy(x[: encoder.block]))
-    assert "x" not in vars(run)
+    run, wide = Run(encoder, len(x)), torch.from_numpy(x[: encoder.block])
+    run(wide)
+    assert run.read(wide) is wide
     x[5_000:, 7] = np.nan  # met while others are read as they lie
     kept = x.copy()
     for method in methods:

@@ -1,9 +1,9 @@
-"""Rows through a fitted codec in fixed, padded blocks.
+"""Rows through a fitted codec.
 
-A row's result depends on the row alone, to the bit: matrix products choose their kernels by shape, so
-every product of a net has the same number of rows, and widths that are multiples of 16. What goes cell by
-cell takes several such blocks at once. A few rows are multiplied fewer at a time and many more, where such products
-are found to have the same bits: on a processor they are NumPy's or oneDNN's, by one thread, and mostly do.
+A row's result depends on the row alone, to the bit: matrix products choose their kernels by shape, so those of
+NumPy and torch get blocks of a fixed number of rows, padded, and widths that are multiples of 16. oneDNN's get any
+number; where they are found to have the same bits, they do all the work of many rows, and few rows are multiplied
+fewer at a time.
 """
 
 from __future__ import annotations
@@ -24,19 +24,18 @@ from retell.arrays import overflowing
 from retell.codec import Codec
 from retell.networks import ACTIVATIONS, Net
 from retell.padding import CELLS, FEW, pad, round_up
-from retell.spread import calm, spread, threads
+from retell.spread import calm, spread
 
 __all__ = ["Inference", "Run"]
 
 Array = npt.NDArray[Any]
 
-WORK = 2**23  # multiplications a product of all layers may cost: what a row alone pays for
-LEAST, MOST = 64, 2048  # rows of a product
-ROOM = 2**24  # bytes of what a run holds
-FEWEST = 32  # rows of a product: of cells some 32 are computed at once, and what is left otherwise, not to the bit
-WIDER, WIDEST, MANY = 8, 16384, 16  # times as many rows a product, at most so many, for so many products
+FEWEST, LEAST = 32, 64  # rows of a product: some 32 cells are computed at once, and what is left not to the same bit
+ROOM, MOST = 2**23, 2**24  # bytes of what a run holds, to stay near the processor, and where rows are wide
+WORK, TURNS = 2**24, 16  # multiplications that repay a thread's turn, and turns that leave enough for every thread
+MUCH = 2**30  # multiplications that repay the packing of small matrices
 CLOSE = 16  # times as large as usual that sums may be for a shift to be in the biases: four bits of them are lost
-PACKED = 2**16, 2**20  # least and most numbers of a matrix that is packed: smaller do not repay it, larger cost memory
+PACKED = 2**16, 2**20  # least and most numbers of a matrix that is always packed: larger cost memory
 ONEDNN = torch.ops.mkldnn
 NEAR = 1e15  # factors between this and its inverse, and shifts up to its square, are no danger to float32
 
@@ -65,48 +64,30 @@ class Inference:
         factor = np.ones_like(centre) if factor is None else factor
         self.encoder = Stack(codec.encoder, codec.n_outputs, shift, factor, centre, cell)
         self.decoder = Stack(codec.decoder, self.n_columns, np.zeros(self.n_units), np.ones(self.n_units))
-        self._others: dict[int, Inference] = {}
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """What codes are computed in."""
         return np.dtype(str(self.encoder.like.dtype).removeprefix("torch."))
 
-    def sized(self, n_rows: int) -> Inference:
-        """For so many rows: with products of fewer or of more, where they are known to have the same bits."""
-        block, wide = self.encoder.block, min(stack.wider() for stack in (self.encoder, self.decoder))
-        if n_rows >= MANY * wide:
-            block = wide
-        elif n_rows < block:
-            block = min(block, max(FEWEST, 1 << (n_rows - 1).bit_length()))
-        if block == self.encoder.block:
-            return self
-        if block not in self._others:
-            self._others[block] = self._other(block)
-        return self._others[block]
-
-    def _other(self, block: int) -> Inference:
-        other, stacks = copy(self), (self.encoder, self.decoder)
-        with calm(1), threads(1), overflowing():  # as `spread` works
-            if not all(stack.has_alike(block) for stack in stacks):
-                return self
-        other.encoder, other.decoder = (stack.sized(block) for stack in stacks)
-        return other
+    def size(self, n_rows: int) -> int:
+        """Rows that both nets take at once, of so many."""
+        return min(self.encoder.size(n_rows), self.decoder.size(n_rows))
 
     def encode(self, rows: Array) -> Array:
         """Rows (N, D), NaN where unseen, to codes (N, K)."""
-        return self._through(self.sized(len(rows)).encoder, self.squash, rows, self.n_units)
+        return self._through(self.encoder, self.squash, rows, self.n_units)
 
     def decode(self, h: Array) -> Array:
         """Codes (N, K) to the decoder's outputs (N, D)."""
-        return self._through(self.sized(len(h)).decoder, lambda x_hat: x_hat, h, self.n_columns)
+        return self._through(self.decoder, lambda x_hat: x_hat, h, self.n_columns)
 
     def _through(self, stack: Stack, last: Callable[[Tensor], Tensor], rows: Array, width: int) -> Array:
         out = np.empty((len(rows), width), self.dtype)
         given = from_dlpack(np.ascontiguousarray(rows))
 
         def start() -> Callable[[int, int], None]:
-            run = stack.start(min(len(rows), stack.size))
+            run = Run(stack, len(rows))
 
             def work(i: int, j: int) -> None:
                 out[i:j] = last(run(given[i:j])[0])[: j - i].cpu().numpy()
@@ -114,7 +95,7 @@ class Inference:
             return work
 
         with calm(1):
-            spread(start, len(rows), stack.size)
+            spread(start, len(rows), stack.size(len(rows)))
         return out
 
 
@@ -140,8 +121,10 @@ class Stack:
 
     Attributes
     ----------
-    block, size : int
-        Rows of a product, and rows that a run takes at most.
+    block : int
+        Rows of a product.
+    work : int
+        Multiplications a row.
     """
 
     def __init__(
@@ -160,65 +143,76 @@ class Stack:
         unit = self.factor if self.near else torch.ones_like(self.factor)
         self.hole = (unit * torch.from_numpy(centre).to(unit) + lost).to(first.dtype)
         self._take(net, unit, lost)
-        biases: list[Tensor | None] = [*self.biases[:-1], None]  # the last one is added where padding is left out
-        self.products = [Product(W, b) for W, b in zip(self.weights, biases, strict=True)]
-        if self.bounds:
-            self.products.append(Product(self.straight))
-        work = sum(W.numel() for W in [*self.weights, self.straight])
-        self.most = ROOM // (self.like.element_size() * self._breadth())
-        block = min(max(1 << (WORK // work).bit_length() >> 1, LEAST), MOST)
-        self.block = min(block, max(1 << self.most.bit_length() >> 1, FEW))
-        self.size = self.block * min(8, max(1, self.most // self.block))
+        self.work = sum(W.numel() for W in self.weights)
+        read = len(self.weights[0]) * (2 if self.bounds else 1)
+        cut = n_outputs if n_outputs != self.weights[-1].shape[1] else 0
+        held = self.like.element_size() * (read + sum(W.shape[1] for W in self.weights) + cut)
+        self.block = _even(max(ROOM // held, min(LEAST, MOST // held), FEW))
+        self.products = [Product(*each) for each in zip(self.weights, self.biases, self.shapes, strict=True)]
+        self._others: dict[int, Stack] = {}
 
-    def start(self, n_rows: int) -> Run:
-        """What one thread needs for blocks of at most so many rows."""
-        return Run(self, -(-n_rows // self.block) * self.block)
+    def size(self, n_rows: int) -> int:
+        """Rows of a run, of so many: whatever the number of threads, as sums over rows are sums of those of runs."""
+        return min(self.block, max(_even(WORK // self.work), _even(n_rows // TURNS), FEW))
 
-    def wider(self) -> int:
-        """Rows that a product of many may have."""
-        return self.block * max(1, min(WIDER, WIDEST // self.block, self.most // self.block))
+    def fitted(self, n_rows: int, of: int) -> Stack:
+        """For a block of so many rows of all."""
+        if of * self.work >= MUCH and self.packed is not self:
+            return self.packed
+        return self.sized(max(FEWEST, 1 << (n_rows - 1).bit_length()))
 
-    def has_alike(self, block: int) -> bool:
-        """Whether a row has the same products among so many, wherever it stands."""
-        if self.like.device.type != "cpu":
-            return False
-        draw, least = np.random.default_rng(0), min(block, self.block)
-        for product in (product.without_bias() for product in self.products):  # which would hide small differences
-            x = torch.from_numpy(draw.random((max(block, self.block), len(product.W)), np.float32))
-            x = x.to(product.W) - 0.5
-            whole = product(x)
-            for some in (slice(least), slice(len(x) - least, None)):
-                if not torch.equal(product(x[some].flip(0)).flip(0), whole[some]):
-                    return False
-        return True
+    @cached_property
+    def packed(self) -> Stack:
+        """With packed products of any number of blocks of few rows, if a row has the same bits by them."""
+        other = copy(self)
+        other.block, other.products = FEWEST, [product.whole() for product in self.products]
+        packs = all(product.packed is not None for product in other.products)
+        return other if packs and self.has_alike(other, {FEWEST, 3 * FEWEST, self.block}) else self
 
     def sized(self, block: int) -> Stack:
-        """The same with products of so many rows."""
-        other = copy(self)
-        other.block = other.size = block
-        return other
+        """With products of so many rows, at most `block`, if a row has the same bits by them."""
+        if block >= self.block:
+            return self
+        if block not in self._others:
+            other = copy(self)
+            other.block = block
+            self._others[block] = other if self.has_alike(other, {block}) else self
+        return self._others[block]
 
-    def _breadth(self) -> int:
-        """Numbers that a run holds for each of its rows."""
-        read = len(self.weights[0]) * (2 if self.bounds else 1)
-        widths = [W.shape[1] for W in self.weights]
-        return read + sum(widths) + (self.n_outputs if widths[-1] != self.n_outputs else 0)
+    def has_alike(self, other: Stack, sizes: set[int]) -> bool:
+        """Whether a row has the same products by another among so many, wherever it stands."""
+        if self.like.device.type != "cpu":
+            return False
+        draw = np.random.default_rng(0)
+        for mine, theirs in zip(self.products, other.products, strict=True):
+            x = torch.from_numpy(draw.random((min(self.block, LEAST), len(mine.W)), np.float32)).to(mine.W) - 0.5
+            x = x.repeat(self.block // len(x), 1)
+            n_in, n_out = theirs.W.shape
+            whole = mine.bare()(x)[:, :n_out]
+            for n in sizes:
+                for some in (slice(n), slice(-n, None)):
+                    if not torch.equal(theirs.bare()(x[some, :n_in].flip(0)).flip(0), whole[some]):
+                        return False
+        return True
 
     @torch.no_grad()
     def _take(self, net: Net, unit: Tensor, lost: Tensor) -> None:
-        """The net's matrices (n_in, n_out), biases and bounds, padded, to read x = (block - lost) / unit."""
+        """The net's matrices (n_in, n_out), biases and bounds, padded, to read x = (block - lost) / unit.
+
+        Of a straight path the last ones.
+        """
         weights = [layer.weight.detach() for layer in net.affines()]
+        self.shapes = [(W.shape[1], W.shape[0]) for W in weights]
         biases = [torch.zeros_like(W[:, 0]) if b is None else b.double() for W, b in
                   zip(weights, (layer.bias for layer in net.affines()), strict=True)]  # fmt: skip
-        self.bounds, self.straight = [], self.like
+        self.bounds = []
         if net.linear is not None:
             weights = [W.double() for W in weights]
-            into, out, V = net.into.double(), net.out.double(), weights.pop() / unit
+            into, out = net.into.double(), net.out.double()
             bounds = [bound.double() / into * unit + lost for bound in (net.low, net.high)]
             self.bounds = [pad(bound[None].to(self.like))[0] for bound in bounds]
-            self.straight = self._matrix(V)
-            weights[0], weights[-1], biases[-2] = weights[0] * into, out * weights[-1], out * biases[-2] - V @ lost
-            biases.pop()
+            weights[0], weights[-2], weights[-1] = weights[0] * into, out * weights[-2], weights[-1] / unit
+            biases[-2], biases[-1] = out * biases[-2] - weights[-1] @ lost, torch.zeros_like(biases[-1])
         if lost.any():
             biases[0] = biases[0] - torch.cat([some @ lost for some in _divided(weights[0], unit)])
         self.weights = [self._matrix(weights[0], unit), *map(self._matrix, weights[1:])]
@@ -237,6 +231,11 @@ class Stack:
         return matrix
 
 
+def _even(n_rows: int) -> int:
+    """The next power of two below."""
+    return 1 << n_rows.bit_length() >> 1
+
+
 def _divided(W: Tensor, unit: Tensor) -> Iterator[Tensor]:
     """W / unit in float64, some rows at a time: a wide matrix need not be there twice."""
     for some in torch.split(W, max(1, CELLS // W.shape[1])):
@@ -244,92 +243,70 @@ def _divided(W: Tensor, unit: Tensor) -> Iterator[Tensor]:
 
 
 class Run:
-    """What one thread holds while rows go through a stack.
-
-    Parameters
-    ----------
-    stack : Stack
-    n_rows : int
-        A multiple of the stack's `block`.
-    """
+    """What one thread knows and holds while so many rows go through a stack."""
 
     def __init__(self, stack: Stack, n_rows: int) -> None:
-        self.stack, block = stack, stack.block
-        new = stack.like.new_empty
-        self.inside = new(block if stack.bounds else 0, len(stack.weights[0]))
-        self.values = [new(n_rows, W.shape[1]) for W in stack.weights]
-        wide = self.values[-1].shape[1] != stack.n_outputs
-        self.result = new(n_rows, stack.n_outputs) if wide else None
-        self.parts = [y.view(-1, block, y.shape[1]).unbind() for y in self.values]
-        self.holed = False
+        self.whole, self.n_rows, self.holed = stack, n_rows, False
+        self.held: dict[int, Tensor] = {}
 
     def __call__(self, rows: Tensor) -> tuple[Tensor, bool]:
         """The net's outputs, those of rows (n, D) first, and whether all cells were finite.
 
         Unseen cells get the centre. The outputs are good until the next ones; what comes after those of the
-        rows belongs to no row.
+        rows belongs to no row, and lets cells be computed alike that are computed several at a time.
         """
-        rows = rows.to(self.stack.like.device)
+        rows = rows.to(self.whole.like.device)
         with overflowing():
+            self.stack = self.whole.fitted(len(rows), self.n_rows)
             y, finite = self._products(rows)
             if not finite:
-                self.holed = True
+                self.holed = True  # where one block has holes, the next ones will have some
                 y, _ = self._products(rows)
-        n, result = self.stack.n_outputs, y if self.result is None else self.result
-        return torch.add(y[:, :n], self.stack.biases[-1][:n], out=result), finite
-
-    @cached_property
-    def x(self) -> Tensor:
-        """Rows of one product that are not read as they lie."""
-        return self.stack.like.new_zeros(self.stack.block, len(self.stack.weights[0]))
+        return y[:, : self.stack.n_outputs].contiguous(), finite
 
     def _products(self, rows: Tensor) -> tuple[Tensor, bool]:
-        """Everything but the last bias, and whether the rows were finite.
+        """The outputs, padded, and whether the rows were finite.
 
         What is not finite in a row is not finite in any product with it, and the products are fewer.
         """
-        stack, parts, last = self.stack, [list(some) for some in self.parts], len(self.parts) - 1
-        for i, some in enumerate(torch.split(rows, stack.block)):  # small enough to stay near the processor
-            x, inside = self._scaled(some)
-            parts[0][i] = stack.products[0](inside, parts[0][i])
-            if stack.bounds:
-                parts[last][i] = stack.products[-1](x, parts[last][i])
-        looked = last if stack.bounds else 0
-        finite = math.isfinite(self._whole(looked, parts)[: len(rows)].sum())
-        for layer in range(1, last + 1):
-            stack.squash_(self._whole(layer - 1, parts))
-            adds = bool(stack.bounds) and layer == last
-            parts[layer] = [
-                stack.products[layer](h, y, adds=adds) for h, y in zip(parts[layer - 1], parts[layer], strict=True)
-            ]
-        return self._whole(last, parts), finite
+        stack, x = self.stack, self.read(rows)
+        layers = range(len(stack.products) - bool(stack.bounds))
+        if stack.bounds:
+            straight = self._product(-1, x)
+            x = torch.clamp(x, *(bound[: x.shape[1]] for bound in stack.bounds), out=self._memory(-2, *x.shape))
+        h = self._product(0, x)
+        looked = straight if stack.bounds else h
+        finite = math.isfinite(looked[: len(rows)].sum())
+        for layer in layers[1:]:
+            h = self._product(layer, stack.squash_(h))
+        return h.add_(straight) if stack.bounds else h, finite
 
-    def _whole(self, layer: int, parts: list[list[Tensor]]) -> Tensor:
-        """All of a layer's products side by side; those in memory of their own are copied, and seen there from then."""
-        found = parts[layer]
-        if len(found) == 1:
-            return found[0]
-        parts[layer] = list(self.parts[layer])
-        for y, part in zip(found, parts[layer], strict=True):
-            if y is not part:
-                part.copy_(y)
-        return self.values[layer]
+    def _product(self, i: int, x: Tensor) -> Tensor:
+        product = self.stack.products[i]
+        return product(x, None if product.packed is not None else self._memory(i, len(x), product.W.shape[1]))
 
-    def _scaled(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows of one product, as the straight matrix reads them, and as the first one does."""
-        stack = self.stack
-        as_is = rows.dtype == stack.like.dtype and rows.shape == (stack.block, len(stack.weights[0]))
-        if stack.plain and as_is and not self.holed:
-            x = rows
+    def _memory(self, key: int, height: int, width: int) -> Tensor:
+        """Kept from block to block: what is taken anew each time, the system may have to clear."""
+        if key not in self.held or len(self.held[key]) < height:
+            self.held[key] = self.stack.like.new_empty(height, width)
+        return self.held[key][:height]
+
+    def read(self, rows: Tensor) -> Tensor:
+        """Rows as the first product reads them: where it can, as they lie."""
+        stack, (n, D) = self.stack, rows.shape
+        width, height = len(stack.products[0].W), -(-n // stack.block) * stack.block
+        if stack.plain and rows.dtype == stack.like.dtype and (n, D) == (height, width) and not self.holed:
+            return rows
+        x = self._memory(-3, height, width)
+        x[n:], x[:, D:] = 0, 0
+        some = x[:n, :D]
+        if stack.near:
+            torch.sub(rows, stack.shift, out=some)
         else:
-            x, some = self.x, self.x[: len(rows), : rows.shape[1]]
-            if stack.near:
-                torch.sub(rows, stack.shift, out=some)
-            else:
-                some.copy_((rows - stack.shift) / stack.factor)
-            if self.holed:  # where one block has holes, the next ones will have some
-                some.copy_(torch.where(torch.isnan(rows), stack.hole, some))
-        return x, torch.clamp(x, *stack.bounds, out=self.inside) if stack.bounds else x
+            some.copy_((rows - stack.shift) / stack.factor)
+        if self.holed:
+            some.copy_(torch.where(torch.isnan(rows), stack.hole, some))
+        return x
 
 
 class Product:
@@ -338,34 +315,48 @@ class Product:
     Parameters
     ----------
     W : Tensor of shape (n_in, n_out)
-    b : Tensor of shape (n_out,), optional
+    b : Tensor of shape (n_out,)
+    shape : tuple of int
+        Of W without padding.
     """
 
-    def __init__(self, W: Tensor, b: Tensor | None = None) -> None:
-        self.W, self.b, self.cpu = W, b, W.device.type == "cpu"
+    def __init__(self, W: Tensor, b: Tensor, shape: tuple[int, int]) -> None:
+        self.W, self.b, self.shape, self.cpu = W, b, shape, W.device.type == "cpu"
         self.packed: Tensor | None = None
-        if self.cpu and W.dtype == torch.float32 and PACKED[0] <= W.numel() <= PACKED[1] and has_onednn():
+        if W.numel() >= PACKED[0]:
+            self._pack()
+
+    def whole(self) -> Product:
+        """Packed, and without padding."""
+        if self.packed is not None and self.W.shape == self.shape:
+            return self
+        other, (n_in, n_out) = copy(self), self.shape
+        other.W, other.b = self.W[:n_in, :n_out], self.b[:n_out]
+        other._pack()
+        return other
+
+    def bare(self) -> Product:
+        """x W alone."""
+        other = copy(self)
+        other.b = torch.zeros_like(self.b)
+        return other
+
+    def _pack(self) -> None:
+        W = self.W
+        if self.cpu and W.dtype == torch.float32 and W.numel() <= PACKED[1] and has_onednn():
             self.packed = ONEDNN._reorder_linear_weight(W.T, LEAST)  # a hint: any number of rows may come
 
-    def without_bias(self) -> Product:
-        """x W alone."""
-        bare = copy(self)
-        bare.b = None
-        return bare
-
-    def __call__(self, x: Tensor, y: Tensor | None = None, *, adds: bool = False) -> Tensor:
-        """x W + b: in y, or in memory of its own where there is no y, or the matrix is packed; or y += x W + b."""
+    def __call__(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """In y, or in memory of its own where there is no y, or the matrix is packed."""
         if self.packed is not None:
-            found = ONEDNN._linear_pointwise(x, self.packed, self.b, "none", [], "")
-            return found if y is None or not adds else y.add_(found)
+            found: Tensor = ONEDNN._linear_pointwise(x, self.packed, self.b, "none", [], "")
+            return found
         y = x.new_empty(len(x), self.W.shape[1]) if y is None else y
-        if not self.cpu:
-            y = y.addmm_(x, self.W) if adds else torch.mm(x, self.W, out=y)
-        elif adds:
-            y += torch.from_numpy(x.numpy() @ self.W.numpy())
-        else:
+        if self.cpu:
             np.matmul(x.numpy(), self.W.numpy(), out=y.numpy())
-        return y if self.b is None else y.add_(self.b)
+        else:
+            torch.mm(x, self.W, out=y)
+        return y.add_(self.b)
 
 
 def _is_small(shift: Tensor, net: Net, bound: float) -> bool:

@@ -16,7 +16,7 @@ from torch.utils.dlpack import from_dlpack
 from retell.codec import Codec
 from retell.constraints import UnitRMS
 from retell.csr import Few, joined, nonzero, times
-from retell.inference import Inference
+from retell.inference import Inference, Run
 from retell.likeness import Norms
 from retell.objective import Objective
 from retell.rows.blocks import blocks, release, rows_a_block
@@ -178,7 +178,7 @@ class Reader:
     def inverse_sparse(self, h: csr_array, out: Array) -> Array:
         """As `inverse`, of codes that are mostly zero; a linear decoder reads what is not."""
         decoder, linear = self.own.decoder, not self.codec.decoder.deep
-        bias = decoder.biases[-1][: decoder.n_outputs]
+        bias = decoder.biases[0][: decoder.n_outputs]
 
         def start() -> Work:
             make = self._maker(h.shape[0])
@@ -195,7 +195,7 @@ class Reader:
             return work
 
         with calm(1):
-            spread(start, h.shape[0], rows_a_block(out.shape[1]) if linear else self.own.sized(h.shape[0]).encoder.size)
+            spread(start, h.shape[0], rows_a_block(out.shape[1]) if linear else self.own.size(h.shape[0]))
         return out
 
     def each(self, take: Callable[..., None], rows: Array, how: str, check: Check, *, alone: bool = False) -> None:
@@ -243,7 +243,7 @@ class Reader:
             return once
 
         with calm(1):
-            spread(started, len(rows), self.own.sized(len(rows)).encoder.size, most=1 if alone else None)
+            spread(started, len(rows), self.own.size(len(rows)), most=1 if alone else None)
 
     def _coder(self, rows: Array, how: str, check: Check) -> Callable[[int, int], Array]:
         """For one thread: the codes of the rows i to j, good until the next ones."""
@@ -254,8 +254,7 @@ class Reader:
 
         if how != "encoder":
             return optimised
-        encoder, squash = self.own.sized(len(rows)).encoder, self.own.squash
-        run = encoder.start(min(len(rows), encoder.size))
+        run, squash = Run(self.own.encoder, len(rows)), self.own.squash
         given = _slices(rows)
 
         def encoded(i: int, j: int) -> Array:
@@ -269,8 +268,7 @@ class Reader:
 
     def _maker(self, n_rows: int) -> Callable[[Tensor], tuple[Array, bool]]:
         """For one thread: scaled reconstructions (n, D) of codes, float64, and whether the codes were finite."""
-        own = self.own.sized(n_rows)
-        run = own.decoder.start(min(n_rows, own.encoder.size))
+        run = Run(self.own.decoder, n_rows)
 
         def make(h: Tensor) -> tuple[Array, bool]:
             outputs, finite = run(h)
