@@ -166,6 +166,7 @@ class Stack:
         """With packed products of any number of blocks of few rows, if a row has the same bits by them."""
         other = copy(self)
         other.block, other.products = FEWEST, [product.whole() for product in self.products]
+        other.bounds = [bound[: len(other.products[0].W)] for bound in self.bounds]
         packs = all(product.packed is not None for product in other.products)
         return other if packs and self.has_alike(other, {FEWEST, 3 * FEWEST, self.block}) else self
 
@@ -247,7 +248,7 @@ class Run:
 
     def __init__(self, stack: Stack, n_rows: int) -> None:
         self.whole, self.n_rows, self.holed = stack, n_rows, False
-        self.held: dict[int, Tensor] = {}
+        self.held: dict[Any, Tensor] = {}
 
     def __call__(self, rows: Tensor) -> tuple[Tensor, bool]:
         """The net's outputs, those of rows (n, D) first, and whether all cells were finite.
@@ -255,41 +256,29 @@ class Run:
         Unseen cells get the centre. The outputs are good until the next ones; what comes after those of the
         rows belongs to no row, and lets cells be computed alike that are computed several at a time.
         """
-        rows = rows.to(self.whole.like.device)
-        with overflowing():
-            self.stack = self.whole.fitted(len(rows), self.n_rows)
-            y, finite = self._products(rows)
-            if not finite:
-                self.holed = True  # where one block has holes, the next ones will have some
-                y, _ = self._products(rows)
-        return y[:, : self.stack.n_outputs].contiguous(), finite
+        rows, n = rows.to(self.whole.like.device), self.whole.n_outputs
+        self.stack = self.whole.fitted(len(rows), self.n_rows)
+        y, finite = self._products(rows)
+        if not finite:
+            self.holed = True  # where one block has holes, the next ones will have some
+            y, _ = self._products(rows)
+        return y if y.shape[1] == n else y[:, :n].contiguous(), finite
 
     def _products(self, rows: Tensor) -> tuple[Tensor, bool]:
         """The outputs, padded, and whether the rows were finite.
 
         What is not finite in a row is not finite in any product with it, and the products are fewer.
         """
-        stack, x = self.stack, self.read(rows)
-        layers = range(len(stack.products) - bool(stack.bounds))
+        stack, held, x = self.stack, self.held, self.read(rows)
+        first, *others = stack.products
         if stack.bounds:
-            straight = self._product(-1, x)
-            x = torch.clamp(x, *(bound[: x.shape[1]] for bound in stack.bounds), out=self._memory(-2, *x.shape))
-        h = self._product(0, x)
-        looked = straight if stack.bounds else h
-        finite = math.isfinite(looked[: len(rows)].sum())
-        for layer in layers[1:]:
-            h = self._product(layer, stack.squash_(h))
+            straight = others.pop()(x, held)
+            x = torch.clamp(x, *stack.bounds, out=_memory(held, "inside", x, *x.shape))
+        h = first(x, held)
+        finite = math.isfinite((straight if stack.bounds else h).sum())
+        for product in others:
+            h = product(stack.squash_(h), held)
         return h.add_(straight) if stack.bounds else h, finite
-
-    def _product(self, i: int, x: Tensor) -> Tensor:
-        product = self.stack.products[i]
-        return product(x, None if product.packed is not None else self._memory(i, len(x), product.W.shape[1]))
-
-    def _memory(self, key: int, height: int, width: int) -> Tensor:
-        """Kept from block to block: what is taken anew each time, the system may have to clear."""
-        if key not in self.held or len(self.held[key]) < height:
-            self.held[key] = self.stack.like.new_empty(height, width)
-        return self.held[key][:height]
 
     def read(self, rows: Tensor) -> Tensor:
         """Rows as the first product reads them: where it can, as they lie."""
@@ -297,7 +286,7 @@ class Run:
         width, height = len(stack.products[0].W), -(-n // stack.block) * stack.block
         if stack.plain and rows.dtype == stack.like.dtype and (n, D) == (height, width) and not self.holed:
             return rows
-        x = self._memory(-3, height, width)
+        x = _memory(self.held, "x", stack.like, height, width)
         x[n:], x[:, D:] = 0, 0
         some = x[:n, :D]
         if stack.near:
@@ -346,17 +335,25 @@ class Product:
         if self.cpu and W.dtype == torch.float32 and W.numel() <= PACKED[1] and has_onednn():
             self.packed = ONEDNN._reorder_linear_weight(W.T, LEAST)  # a hint: any number of rows may come
 
-    def __call__(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """In y, or in memory of its own where there is no y, or the matrix is packed."""
+    def __call__(self, x: Tensor, held: dict[Any, Tensor] | None = None) -> Tensor:
+        """In memory that is held, if there is any and the matrix is not packed, else in memory of its own."""
         if self.packed is not None:
             found: Tensor = ONEDNN._linear_pointwise(x, self.packed, self.b, "none", [], "")
             return found
-        y = x.new_empty(len(x), self.W.shape[1]) if y is None else y
+        y = _memory({} if held is None else held, self, x, len(x), self.W.shape[1])
         if self.cpu:
-            np.matmul(x.numpy(), self.W.numpy(), out=y.numpy())
+            with overflowing():
+                np.matmul(x.numpy(), self.W.numpy(), out=y.numpy())
         else:
             torch.mm(x, self.W, out=y)
         return y.add_(self.b)
+
+
+def _memory(held: dict[Any, Tensor], key: Any, like: Tensor, height: int, width: int) -> Tensor:
+    """Kept from block to block: what is taken anew each time, the system may have to clear."""
+    if key not in held or len(held[key]) < height:
+        held[key] = like.new_empty(height, width)
+    return held[key][:height]
 
 
 def _is_small(shift: Tensor, net: Net, bound: float) -> bool:

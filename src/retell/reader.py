@@ -155,7 +155,7 @@ class Reader:
             codes = self._coder(rows, how, check)
             return lambda i, j: take(i, j, codes(i, j))
 
-        self._spread(start, rows, alone=alone)
+        self._spread(start, rows, alone=alone, staggered=True)
 
     def inverse(self, h: Array, out: Array, check: Check) -> Array:
         """Reconstructions (N, D) of codes (N, K), in the rows' own units, written to `out`; as `transform`."""
@@ -230,7 +230,7 @@ class Reader:
 
         self._spread(lambda: work, rows)
 
-    def _spread(self, start: Callable[[], Work], rows: Array, *, alone: bool = False) -> None:
+    def _spread(self, start: Callable[[], Work], rows: Array, *, alone: bool = False, staggered: bool = False) -> None:
         """Work all rows in blocks, and give back what each has brought into memory."""
 
         def started() -> Work:
@@ -243,7 +243,7 @@ class Reader:
             return once
 
         with calm(1):
-            spread(started, len(rows), self.own.size(len(rows)), most=1 if alone else None)
+            spread(started, len(rows), self.own.size(len(rows)), most=1 if alone else None, staggered=staggered)
 
     def _coder(self, rows: Array, how: str, check: Check) -> Callable[[int, int], Array]:
         """For one thread: the codes of the rows i to j, good until the next ones."""
