@@ -54,6 +54,7 @@ def test_many_rows_have_the_bits_of_few(model, rows, two_threads, monkeypatch, d
     """Products of fewer rows, and packed ones of many, are used where they have the same bits."""
     used, fitted = set(), Stack.fitted
     monkeypatch.setattr(retell.inference, "MUCH", 2**20)
+    monkeypatch.setattr(retell.inference, "ALIKE", set())
     monkeypatch.setattr(Stack, "fitted", lambda self, *n: (used.add((stack := fitted(self, *n)).block), stack)[1])
     if not alike:
         monkeypatch.setattr(Stack, "has_alike", lambda *_: False)
@@ -71,17 +72,19 @@ def test_many_rows_have_the_bits_of_few(model, rows, two_threads, monkeypatch, d
     assert [it.block for it in packed] == [32] * 2 if alike and packs else list(packed) == [own.encoder, own.decoder]
 
 
-def test_products_of_other_sizes_are_those_of_the_same_bits(model):
+def test_products_of_other_sizes_are_those_of_the_same_bits(model, monkeypatch):
+    monkeypatch.setattr(retell.inference, "ALIKE", set())
     encoder = deepcopy(model)._reader.own.encoder
     for n, block in ((1, 32), (33, 64), (100, 128), (10**5, encoder.block)):
         other = copy(encoder)
         other.block = block
-        assert encoder.fitted(n, n).block == (block if encoder.has_alike(other, {block}) else encoder.block)
+        assert encoder.fitted(n, n).block == (block if encoder.has_alike(other, (block,)) else encoder.block)
     packs = encoder.fitted(5, 10**8) is encoder.packed
     assert packs == (has_onednn() and encoder.like.dtype == torch.float32)
     few = encoder.sized(32)
     encoder.weights[0][0, 0] = np.nan  # is equal to nothing
-    assert not encoder.has_alike(few, {32})
+    assert not encoder.has_alike(few, (32,))
+    retell.inference.ALIKE.clear()
     del encoder.packed
     assert encoder.packed is encoder
 
@@ -106,6 +109,7 @@ def test_wide_rows_are_read_as_they_lie_and_multiplied_by_packed_matrices(two_th
     assert np.array_equal(x, kept, equal_nan=True)
     monkeypatch.setattr(retell.inference, "PACKED", (2**62, 0))
     monkeypatch.setattr(retell.inference, "CLOSE", -1)
+    monkeypatch.setattr(retell.inference, "ALIKE", set())
     other = deepcopy(model)
     others = other.transform, other.reconstruct, other.score_samples
     for method, same, most in zip(methods, others, (1e-5, 1e-5, 1e-3), strict=True):

@@ -37,6 +37,7 @@ MUCH = 2**30  # multiplications that repay the packing of small matrices
 CLOSE = 16  # times as large as usual that sums may be for a shift to be in the biases: four bits of them are lost
 PACKED = 2**16, 2**20  # least and most numbers of a matrix that is always packed: larger cost memory
 ONEDNN = torch.ops.mkldnn
+ALIKE = set[Any]()  # what has been found
 NEAR = 1e15  # factors between this and its inverse, and shifts up to its square, are no danger to float32
 
 
@@ -168,7 +169,7 @@ class Stack:
         other.block, other.products = FEWEST, [product.whole() for product in self.products]
         other.bounds = [bound[: len(other.products[0].W)] for bound in self.bounds]
         packs = all(product.packed is not None for product in other.products)
-        return other if packs and self.has_alike(other, {FEWEST, 3 * FEWEST, self.block}) else self
+        return self._if_alike(other, (FEWEST, 3 * FEWEST, self.block)) if packs else self
 
     def sized(self, block: int) -> Stack:
         """With products of so many rows, at most `block`, if a row has the same bits by them."""
@@ -177,10 +178,18 @@ class Stack:
         if block not in self._others:
             other = copy(self)
             other.block = block
-            self._others[block] = other if self.has_alike(other, {block}) else self
+            self._others[block] = self._if_alike(other, (block,))
         return self._others[block]
 
-    def has_alike(self, other: Stack, sizes: set[int]) -> bool:
+    def _if_alike(self, other: Stack, sizes: tuple[int, ...]) -> Stack:
+        """The other, where a row has the same bits by it: shapes decide that, so it is asked once of each."""
+        shapes = (tuple(product.W.shape) for stack in (self, other) for product in stack.products)
+        asked = self.like.dtype, self.block, sizes, *shapes
+        if asked not in ALIKE and self.has_alike(other, sizes):
+            ALIKE.add(asked)
+        return other if asked in ALIKE else self
+
+    def has_alike(self, other: Stack, sizes: tuple[int, ...]) -> bool:
         """Whether a row has the same products by another among so many, wherever it stands."""
         if self.like.device.type != "cpu":
             return False
