@@ -37,7 +37,7 @@ MUCH = 2**30  # multiplications that repay the packing of small matrices
 CLOSE = 16  # times as large as usual that sums may be for a shift to be in the biases: four bits of them are lost
 PACKED = 2**16, 2**20  # least and most numbers of a matrix that is always packed: larger cost memory
 ONEDNN = torch.ops.mkldnn
-ALIKE = set[Any]()  # what has been found
+ALIKE = set[Any]()  # shapes of nets and products that were found to have the same bits
 NEAR = 1e15  # factors between this and its inverse, and shifts up to its square, are no danger to float32
 
 
@@ -154,7 +154,7 @@ class Stack:
 
     def size(self, n_rows: int) -> int:
         """Rows of a run, of so many: whatever the number of threads, as sums over rows are sums of those of runs."""
-        return min(self.block, max(_even(WORK // self.work), _even(n_rows // TURNS), FEW))
+        return min(self.block, max(_even(WORK // self.work), _even(n_rows // TURNS), LEAST))
 
     def fitted(self, n_rows: int, of: int) -> Stack:
         """For a block of so many rows of all."""

@@ -133,7 +133,7 @@ class Reader:
             out[i:j] = h
             release(out[i:j])
 
-        self.coded(take, rows, how, check)
+        self.coded(take, rows, how, check, staggered=True)
         return out
 
     def transform_sparse(self, rows: Array, how: str, check: Check) -> csr_array:
@@ -143,19 +143,22 @@ class Reader:
         def take(i: int, _j: int, h: Array) -> None:
             parts[i] = nonzero(h.astype(rows.dtype, copy=False))
 
-        self.coded(take, rows, how, check)
+        self.coded(take, rows, how, check, staggered=True)
         return joined([parts[i] for i in sorted(parts)], self.codec.n_units)
 
     def coded(
-        self, take: Callable[[int, int, Array], None], rows: Array, how: str, check: Check, *, alone: bool = False
+        self, take: Callable[[int, int, Array], None], rows: Array, how: str, check: Check, *, staggered: bool = False
     ) -> None:
-        """take(i, j, h) for the codes of the rows i to j of every block, good until the next ones; as `each`."""
+        """take(i, j, h) for the codes of the rows i to j of every block, good until the next ones; as `each`.
+
+        `staggered` is for what is the same of every block, as with several threads these are others.
+        """
 
         def start() -> Work:
             codes = self._coder(rows, how, check)
             return lambda i, j: take(i, j, codes(i, j))
 
-        self._spread(start, rows, alone=alone, staggered=True)
+        self._spread(start, rows, staggered=staggered)
 
     def inverse(self, h: Array, out: Array, check: Check) -> Array:
         """Reconstructions (N, D) of codes (N, K), in the rows' own units, written to `out`; as `transform`."""
