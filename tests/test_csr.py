@@ -157,7 +157,7 @@ def test_what_a_run_holds_is_bounded_and_a_row_is_coded_alone(rows, K):
     through = Inference(codec)
     for stack in (through.encoder, through.decoder):
         run = Run(stack, stack.block)
-        y, _ = run(torch.zeros(stack.block, stack.shapes[0][0]).double())
+        y, _ = run(torch.zeros(stack.block, stack.products[0].shape[0]).double())
         held = {some.data_ptr(): some.nbytes for some in (*run.held.values(), y)}
         assert sum(held.values()) <= MOST
     x = rows[:70].astype(np.float32)

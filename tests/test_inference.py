@@ -82,7 +82,7 @@ def test_products_of_other_sizes_are_those_of_the_same_bits(model, monkeypatch):
     packs = encoder.fitted(5, 10**8) is encoder.packed
     assert packs == (has_onednn() and encoder.like.dtype == torch.float32)
     few = encoder.sized(32)
-    encoder.weights[0][0, 0] = np.nan  # is equal to nothing
+    encoder.products[0].W[0, 0] = np.nan  # is equal to nothing
     assert not encoder.has_alike(few, (32,))
     retell.inference.ALIKE.clear()
     del encoder.packed
@@ -99,7 +99,7 @@ def test_wide_rows_are_read_as_they_lie_and_multiplied_by_packed_matrices(two_th
     assert [product.packed is not None for product in encoder.products] == [has_onednn(), False] + [False] * linear_path
     run, wide = Run(encoder, len(x)), torch.from_numpy(x[: encoder.block])
     run(wide)
-    assert run.read(wide) is wide
+    assert run.read(encoder, wide) is wide
     x[5_000:, 7] = np.nan  # met while others are read as they lie
     kept = x.copy()
     for method in methods:

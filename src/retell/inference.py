@@ -24,7 +24,7 @@ from retell.arrays import overflowing
 from retell.codec import Codec
 from retell.networks import ACTIVATIONS, Net
 from retell.padding import CELLS, FEW, pad, round_up
-from retell.spread import calm, spread
+from retell.spread import calm, power_of_two, spread
 
 __all__ = ["Inference", "Run"]
 
@@ -144,17 +144,17 @@ class Stack:
         unit = self.factor if self.near else torch.ones_like(self.factor)
         self.hole = (unit * torch.from_numpy(centre).to(unit) + lost).to(first.dtype)
         self._take(net, unit, lost)
-        self.work = sum(W.numel() for W in self.weights)
-        read = len(self.weights[0]) * (2 if self.bounds else 1)
-        cut = n_outputs if n_outputs != self.weights[-1].shape[1] else 0
-        held = self.like.element_size() * (read + sum(W.shape[1] for W in self.weights) + cut)
-        self.block = _even(max(ROOM // held, min(LEAST, MOST // held), FEW))
-        self.products = [Product(*each) for each in zip(self.weights, self.biases, self.shapes, strict=True)]
+        shapes = [product.W.shape for product in self.products]
+        self.work = sum(math.prod(shape) for shape in shapes)
+        read = shapes[0][0] * (2 if self.bounds else 1)
+        cut = n_outputs if n_outputs != shapes[-1][1] else 0
+        held = self.like.element_size() * (read + sum(n_out for _, n_out in shapes) + cut)
+        self.block = power_of_two(max(ROOM // held, min(LEAST, MOST // held), FEW))
         self._others: dict[int, Stack] = {}
 
     def size(self, n_rows: int) -> int:
         """Rows of a run, of so many: whatever the number of threads, as sums over rows are sums of those of runs."""
-        return min(self.block, max(_even(WORK // self.work), _even(n_rows // TURNS), LEAST))
+        return min(self.block, max(power_of_two(WORK // self.work), power_of_two(n_rows // TURNS), LEAST))
 
     def fitted(self, n_rows: int, of: int) -> Stack:
         """For a block of so many rows of all."""
@@ -194,25 +194,22 @@ class Stack:
         if self.like.device.type != "cpu":
             return False
         draw = np.random.default_rng(0)
-        for mine, theirs in zip(self.products, other.products, strict=True):
+        for mine, theirs in ((a.bare(), b.bare()) for a, b in zip(self.products, other.products, strict=True)):
             x = torch.from_numpy(draw.random((min(self.block, LEAST), len(mine.W)), np.float32)).to(mine.W) - 0.5
             x = x.repeat(self.block // len(x), 1)
             n_in, n_out = theirs.W.shape
-            whole = mine.bare()(x)[:, :n_out]
+            whole = mine(x, {})[:, :n_out]
             for n in sizes:
                 for some in (slice(n), slice(-n, None)):
-                    if not torch.equal(theirs.bare()(x[some, :n_in].flip(0)).flip(0), whole[some]):
+                    if not torch.equal(theirs(x[some, :n_in].flip(0), {}).flip(0), whole[some]):
                         return False
         return True
 
     @torch.no_grad()
     def _take(self, net: Net, unit: Tensor, lost: Tensor) -> None:
-        """The net's matrices (n_in, n_out), biases and bounds, padded, to read x = (block - lost) / unit.
-
-        Of a straight path the last ones.
-        """
+        """The net's products, that of a straight path last, and bounds, padded, to read x = (block - lost) / unit."""
         weights = [layer.weight.detach() for layer in net.affines()]
-        self.shapes = [(W.shape[1], W.shape[0]) for W in weights]
+        shapes = [(W.shape[1], W.shape[0]) for W in weights]
         biases = [torch.zeros_like(W[:, 0]) if b is None else b.double() for W, b in
                   zip(weights, (layer.bias for layer in net.affines()), strict=True)]  # fmt: skip
         self.bounds = []
@@ -225,8 +222,9 @@ class Stack:
             biases[-2], biases[-1] = out * biases[-2] - weights[-1] @ lost, torch.zeros_like(biases[-1])
         if lost.any():
             biases[0] = biases[0] - torch.cat([some @ lost for some in _divided(weights[0], unit)])
-        self.weights = [self._matrix(weights[0], unit), *map(self._matrix, weights[1:])]
-        self.biases = [pad(b[None].to(self.like))[0] for b in biases]
+        matrices = [self._matrix(weights[0], unit), *map(self._matrix, weights[1:])]
+        vectors = [pad(b[None].to(self.like))[0] for b in biases]
+        self.products = [Product(*each) for each in zip(matrices, vectors, shapes, strict=True)]
 
     def _matrix(self, W: Tensor, unit: Tensor | None = None) -> Tensor:
         """(W / unit)ᵀ, padded."""
@@ -239,11 +237,6 @@ class Stack:
             matrix[:n_in, done : done + len(some)] = some.T
             done += len(some)
         return matrix
-
-
-def _even(n_rows: int) -> int:
-    """The next power of two below."""
-    return 1 << n_rows.bit_length() >> 1
 
 
 def _divided(W: Tensor, unit: Tensor) -> Iterator[Tensor]:
@@ -266,19 +259,19 @@ class Run:
         rows belongs to no row, and lets cells be computed alike that are computed several at a time.
         """
         rows, n = rows.to(self.whole.like.device), self.whole.n_outputs
-        self.stack = self.whole.fitted(len(rows), self.n_rows)
-        y, finite = self._products(rows)
+        stack = self.whole.fitted(len(rows), self.n_rows)
+        y, finite = self._products(stack, rows)
         if not finite:
             self.holed = True  # where one block has holes, the next ones will have some
-            y, _ = self._products(rows)
+            y, _ = self._products(stack, rows)
         return y if y.shape[1] == n else y[:, :n].contiguous(), finite
 
-    def _products(self, rows: Tensor) -> tuple[Tensor, bool]:
+    def _products(self, stack: Stack, rows: Tensor) -> tuple[Tensor, bool]:
         """The outputs, padded, and whether the rows were finite.
 
         What is not finite in a row is not finite in any product with it, and the products are fewer.
         """
-        stack, held, x = self.stack, self.held, self.read(rows)
+        held, x = self.held, self.read(stack, rows)
         first, *others = stack.products
         if stack.bounds:
             straight = others.pop()(x, held)
@@ -289,9 +282,9 @@ class Run:
             h = product(stack.squash_(h), held)
         return h.add_(straight) if stack.bounds else h, finite
 
-    def read(self, rows: Tensor) -> Tensor:
-        """Rows as the first product reads them: where it can, as they lie."""
-        stack, (n, D) = self.stack, rows.shape
+    def read(self, stack: Stack, rows: Tensor) -> Tensor:
+        """Rows as the first product of a stack reads them: where it can, as they lie."""
+        n, D = rows.shape
         width, height = len(stack.products[0].W), -(-n // stack.block) * stack.block
         if stack.plain and rows.dtype == stack.like.dtype and (n, D) == (height, width) and not self.holed:
             return rows
@@ -344,12 +337,12 @@ class Product:
         if self.cpu and W.dtype == torch.float32 and W.numel() <= PACKED[1] and has_onednn():
             self.packed = ONEDNN._reorder_linear_weight(W.T, LEAST)  # a hint: any number of rows may come
 
-    def __call__(self, x: Tensor, held: dict[Any, Tensor] | None = None) -> Tensor:
-        """In memory that is held, if there is any and the matrix is not packed, else in memory of its own."""
+    def __call__(self, x: Tensor, held: dict[Any, Tensor]) -> Tensor:
+        """In memory that is held, or of its own where the matrix is packed."""
         if self.packed is not None:
             found: Tensor = ONEDNN._linear_pointwise(x, self.packed, self.b, "none", [], "")
             return found
-        y = _memory({} if held is None else held, self, x, len(x), self.W.shape[1])
+        y = _memory(held, self, x, len(x), self.W.shape[1])
         if self.cpu:
             with overflowing():
                 np.matmul(x.numpy(), self.W.numpy(), out=y.numpy())

@@ -20,7 +20,7 @@ from scipy.linalg.blas import dsyrk, ssyrk
 from retell.rows.arrays import check_finite
 from retell.rows.blocks import blocks, in_memory, rows_a_block
 from retell.scaling import ROUNDING, Scaling, robust_moments, without_rounding
-from retell.spread import WIDE, calm
+from retell.spread import WIDE, calm, power_of_two
 from retell.spread import spread as spread_out
 
 __all__ = ["Moments"]
@@ -166,7 +166,7 @@ def _looked(rows: Array, asked: _Asked, kept: Array) -> _Look:
     n, width = rows.shape
     size, looks = rows_a_block(width), {}  # type: int, dict[int, _Look]
     most = min(STRETCHES, n // size, HELD // width**2) if in_memory(rows) else 1
-    most = 1 << most.bit_length() >> 1  # that two threads share evenly
+    most = power_of_two(most)  # that two threads share evenly
     shared = most > 1 and (width < WIDE or torch.get_num_threads() <= most)
     if asked.products == np.float32:
         size = max(size, 6 * width) if shared else 2 * size  # to add up (D, D) products takes as long as some rows

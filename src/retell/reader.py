@@ -181,14 +181,15 @@ class Reader:
     def inverse_sparse(self, h: csr_array, out: Array) -> Array:
         """As `inverse`, of codes that are mostly zero; a linear decoder reads what is not."""
         decoder, linear = self.own.decoder, not self.codec.decoder.deep
-        bias = decoder.biases[0][: decoder.n_outputs]
+        first = decoder.products[0]
+        bias = first.b[: decoder.n_outputs]
 
         def start() -> Work:
             make = self._maker(h.shape[0])
 
             def work(i: int, j: int) -> None:
                 if linear:
-                    some = times(h[i:j], decoder.weights[0])[:, : decoder.n_outputs] + bias
+                    some = times(h[i:j], first.W)[:, : decoder.n_outputs] + bias
                     x_hat: Array = self.objective.loss.mean(some).double().cpu().numpy()
                 else:
                     x_hat = make(torch.from_numpy(h[i:j].toarray()))[0]

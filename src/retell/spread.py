@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import torch
 from threadpoolctl import ThreadpoolController
 
-__all__ = ["Crowd", "Work", "ahead", "calm", "even", "spread", "threads"]
+__all__ = ["Crowd", "Work", "ahead", "calm", "even", "power_of_two", "spread", "threads"]
 
 Work = Callable[[int, int], None]
 T = TypeVar("T")
@@ -135,6 +135,18 @@ def even(n_rows: int, most: int, n_threads: int) -> int:
     """
     turns = max(1, -(-n_rows // (most * n_threads)))
     return max(1, -(-n_rows // (turns * n_threads)))
+
+
+def power_of_two(n: int) -> int:
+    """The largest one up to n, or 0 where there is none.
+
+    Examples
+    --------
+    >>> from retell.spread import power_of_two
+    >>> power_of_two(100), power_of_two(128), power_of_two(0)
+    (64, 128, 0)
+    """
+    return 1 << n.bit_length() >> 1
 
 
 def spread(
