@@ -16,13 +16,15 @@ from threadpoolctl import threadpool_info
 import retell.solvers.dense
 import retell.training
 from retell import MSE, Autoencoder, Codec, Free, Nothing, Objective, Part, Term, parse
+from retell.batches import Due
 from retell.descend import Descent, Recipe
 from retell.grammar import vocabulary
 from retell.networks import ACTIVATIONS
 from retell.plan import Parts, build_codec
 from retell.seeds import generator
 from retell.settings import Settings
-from retell.solvers.dense import Dense, why_not
+from retell.solvers.dense import Dense, Shares, Squares, why_not
+from retell.spread import at_once
 from retell.start import fill_random
 
 N, D, K = 23, 9, 4
@@ -380,11 +382,72 @@ def test_fewer_rows_than_there_is_memory_for_are_all_that_count(rounded):
         run = Dense(deepcopy(model.codec_), recipe, 0, rounded=rounded)
         run.holed, run.most = False, most
         for some in (100 * x[-most:], x[:31]):
-            (value,) = run._squares(some)
-        found.append(torch.cat([torch.tensor([float(value)]), *(p.grad.flatten() for p in run.parameters.values())]))
+            (value,), scale = run._squares(some)
+        gradient = torch.cat([p.grad.flatten() / scale for p in run.parameters.values()])
+        found.append(torch.cat([torch.tensor([float(value)]), gradient]))
     assert list(run.works) == [40]
     near = 1e-2 if rounded else 1e-5
     torch.testing.assert_close(found[1], found[0], rtol=near, atol=near * float(found[0].std()))
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("due", [False, True])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"tied": True, "linear_path": False, "code_activation": "Sigmoid()", "hidden_layer_sizes": (20,)},
+        {"activation": "relu", "linear_path": False, "code_activation": "ReLU()", "hidden_layer_sizes": (16, 12)},
+        {"activation": "silu", "n_components": 14},
+    ],
+    ids=str,
+)
+def test_shares_of_the_rows_add_up(settings, due, monkeypatch):
+    """Threads that take a share of each batch from end to end, its rows included, write the gradient that one does."""
+    model = make(precision="float64", max_iter=1, **settings).fit(DIGITS[:333])
+    x = torch.from_numpy(model.scaling_.to(DIGITS[:333]))
+    some = torch.randperm(len(x), generator=generator(0, 0))[:61]
+    recipe = Recipe(1.0 * MSE(), Nothing(), Free(), 61, 1e-3, 1, 0.0, 1, 0.0, 0.0)
+    monkeypatch.setattr(retell.solvers.dense, "SMALL", 0)
+    found = []
+    for enough, shares in ((1000, 1), (16, 2)):
+        monkeypatch.setattr(retell.solvers.dense, "ENOUGH", enough)
+        run = Dense(deepcopy(model.codec_), recipe, 0)
+        run.holed, run.most = False, 61
+        assert run.shares == shares
+        for numbers in (some, some[:-1]):
+            (value,), scale = run._squares(Due(x, numbers) if due else x[numbers])
+            gradient = torch.cat([p.grad.flatten() / scale for p in run.parameters.values()])
+            found.append(torch.cat([torch.tensor([float(value)]), gradient]))
+    for one, other in zip(found[:2], found[2:], strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(found[0], found[1], rtol=1e-4, atol=0)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_a_fit_whose_threads_take_shares(monkeypatch):
+    """What it learns is what one thread learns, but for the order of sums."""
+    kinds = []
+    for widest in (0, 2**24):
+        monkeypatch.setattr(retell.solvers.dense, "SHARED", widest)
+        model, watched = make(batch_size=4096, max_iter=4, hidden_layer_sizes=(64,)), Dense.restore_best
+        monkeypatch.setattr(
+            Dense, "restore_best", lambda run, own=watched: (kinds.append({*map(type, run.works.values())}), own(run))
+        )
+        kinds.append(model.fit(np.tile(DIGITS, (6, 1))).loss_curve_)
+        monkeypatch.setattr(Dense, "restore_best", watched)
+    one, of_one, several, of_several = kinds
+    assert (one, several) == ({Squares}, {Shares})
+    assert of_several == pytest.approx(of_one, rel=1e-4)
+
+
+def test_who_fails_in_another_thread_is_heard():
+    def fails():
+        raise ValueError("here")
+
+    with pytest.raises(ValueError, match="here"):
+        at_once([lambda: 1, fails])
+    assert at_once([lambda: 1, lambda: 2, lambda: 3]) == [1, 2, 3]
 
 
 @pytest.mark.parametrize("settings", [{"solver": "descend"}, {"solver": "exact", "hidden_layer_sizes": ()}], ids=str)

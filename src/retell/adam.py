@@ -39,14 +39,15 @@ class Moments(NamedTuple):
 
 def adamw(
     values: list[Tensor], gradients: list[Any], moments: list[list[Tensor]], rate: float, betas: tuple[float, float],
-    group: Group,
+    group: Group, scale: Tensor | None = None,
 ) -> None:  # fmt: skip
     """One step in place (Loshchilov & Hutter 2019), by the kernel of `torch.optim.AdamW`; `Moments` side by side,
-    whose steps count this one already."""
+    whose steps count this one already. Gradients are divided by `scale`, a float32 number, first."""
     means, squares, steps = moments
     torch._fused_adamw_(
         values, gradients, means, squares, [], steps, lr=rate * group.share, beta1=betas[0], beta2=betas[1],
         weight_decay=group.decay, eps=EPSILON, amsgrad=False, maximize=False,
+        grad_scale=scale,
     )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import Any, Generic, TypeVar
@@ -14,16 +15,38 @@ from torch import Tensor
 from retell.seeds import row_order
 from retell.spread import ahead, even, spread
 
-__all__ = ["Batches", "Common", "InStep", "how_many"]
+__all__ = ["Batches", "Common", "Due", "InStep", "how_many"]
 
 T = TypeVar("T")
 
-CELLS = 2**19  # taken at a time: rows may have to be scaled, or to come from a disk
+CELLS = 2**18  # taken at a time: rows may have to be scaled, or to come from a disk
 
 
 def how_many(n_rows: int, size: int) -> int:
     """Batches of at most so many rows."""
     return math.ceil(n_rows / size)
+
+
+@dataclass(frozen=True)
+class Due:
+    """A batch that has not been taken yet: some of the rows (N, D), by number (n,)."""
+
+    rows: Any
+    numbers: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.numbers), self.rows.shape[1]
+
+    def __getitem__(self, part: slice) -> Due:
+        return Due(self.rows, self.numbers[part])
+
+    def into(self, out: Tensor) -> None:
+        """Take it into memory (n, D)."""
+        if isinstance(self.rows, Tensor):
+            torch.index_select(self.rows, 0, self.numbers, out=out)
+        else:
+            self.rows.take(self.numbers, out)
 
 
 class Batches:
@@ -32,7 +55,9 @@ class Batches:
     def __init__(self) -> None:
         self.taken = torch.zeros(0)
 
-    def shuffled(self, x: Any, size: int, seed: int, epoch: int, n_threads: int = 1) -> Iterator[Tensor]:
+    def shuffled(
+        self, x: Any, size: int, seed: int, epoch: int, n_threads: int = 1, *, late: bool = False
+    ) -> Iterator[Any]:
         """All rows once, in batches of nearly equal size, in an order that is a function of (seed, epoch).
 
         Many rows are taken at a time, a batch is given at a time. Threads that share a step share that too. Rows on a
@@ -46,6 +71,8 @@ class Batches:
         seed, epoch : int
         n_threads : int, default=1
             That a step of who asks is shared by.
+        late : bool, default=False
+            Whether batches of which one is taken at a time are given as `Due`, for a step to take.
         """
         steps = how_many(len(x), size)
         ends = [len(x) * i // steps for i in range(steps + 1)]
@@ -54,6 +81,9 @@ class Batches:
             return
         order = row_order(seed, epoch, len(x)).to(x.device)
         most = max(1, CELLS // (size * x.shape[1]))
+        if late and most == 1:
+            yield from (Due(x, order[start:end]) for start, end in pairwise(ends))
+            return
         several = [ends[i : i + most + 1] for i in range(0, steps, most)]
         shape = (max(some[-1] - some[0] for some in several), x.shape[1])
         if self.taken.shape != shape:
@@ -64,13 +94,12 @@ class Batches:
             yield from torch.split(taken, [end - start for start, end in pairwise(some)])
 
     def _take(self, x: Any, numbers: Tensor, taken: Tensor, n_threads: int) -> None:
-        if isinstance(x, Tensor):
-            torch.index_select(x, 0, numbers, out=taken)
-        elif n_threads == 1 or torch.get_num_threads() > 1:  # torch's share each call, and others would be in the way
-            x.take(numbers, taken)
+        due = Due(x, numbers)
+        if n_threads == 1 or torch.get_num_threads() > 1:  # torch's share each call, and others would be in the way
+            due.into(taken)
         else:
             block = even(len(numbers), max(1, CELLS // x.shape[1]), n_threads)
-            spread(lambda: lambda u, v: x.take(numbers[u:v], taken[u:v]), len(numbers), block, enough=1, most=n_threads)
+            spread(lambda: lambda u, v: due[u:v].into(taken[u:v]), len(numbers), block, enough=1, most=n_threads)
 
     def in_order(self, x: Any, size: int, epoch: int) -> Iterator[Tensor]:  # noqa: ARG002
         """All rows once, as they lie; those of an epoch are those of any other."""
@@ -134,8 +163,17 @@ class InStep:
         self.batches = Batches()
         self.latest: dict[str, tuple[Hashable, Common[Tensor]]] = {}
 
-    def shuffled(self, x: Any, size: int, seed: int, epoch: int, n_threads: int = 1) -> Iterator[Tensor]:
-        """As those of `Batches`."""
+    def shuffled(
+        self,
+        x: Any,
+        size: int,
+        seed: int,
+        epoch: int,
+        n_threads: int = 1,
+        *,
+        late: bool = False,  # noqa: ARG002
+    ) -> Iterator[Tensor]:
+        """As those of `Batches`, taken once for all."""
         asked = (size, seed, epoch)
         return self._common("shuffled", asked, partial(self.batches.shuffled, x, *asked, n_threads))
 

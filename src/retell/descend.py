@@ -233,7 +233,8 @@ class Descent:
         seen, sums = 0, [0.0 for _ in self.recipe.objective.names]
         self.codec.train()
         try:
-            for rows in self.batches.shuffled(x, self.recipe.batch_size, self.seed, self.epoch, self.threads):
+            asked = self.recipe.batch_size, self.seed, self.epoch, self.threads
+            for rows in self.batches.shuffled(x, *asked, late=self.takes(x)):
                 if self.dial.turns:
                     self.dial.begin(self.step, self.end)
                 rate = self.recipe.learning_rate * (self.guard.eased if constant_rate else self.share(steps))
@@ -252,6 +253,10 @@ class Descent:
         self.epoch += 1
         means = (float(total) / seen for total in sums)
         return dict(zip(self.recipe.objective.names, means, strict=True))
+
+    def takes(self, x: Tensor) -> bool:  # noqa: ARG002
+        """Whether a step takes its rows itself, so that batches may be given as `Due`."""
+        return False
 
     def one_step(self, x: Tensor, noise: torch.Generator, rate: float) -> list[Number]:
         """Forward, backward, step, back onto the constraint; the terms' values before it."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, pairwise, repeat
 from typing import Any
 
 import torch
@@ -17,7 +17,8 @@ from torch import Generator, Tensor, nn
 
 from retell.activations import Identity, ReLU, Sigmoid, Tanh
 from retell.adam import Group, Moments, adamw
-from retell.arrays import overflowing
+from retell.arrays import overflowing, silence
+from retell.batches import Due
 from retell.codec import Codec
 from retell.constraints import Free, NonNegative, UnitNorm, UnitRMS
 from retell.corruptions import Nothing
@@ -29,14 +30,15 @@ from retell.objective import Objective, at, mean, total_weight, value_of
 from retell.parts import Pass
 from retell.penalties import KL, Contractive
 from retell.solvers.passes import SQUASHES, Algebra, Call, Passes, Place, breadth, lying
-from retell.spread import threads
+from retell.spread import at_once, threads
 
 __all__ = ["Dense", "why_not"]
 
-mse_backward = torch.ops.aten.mse_loss_backward.grad_input
 LARGE = 2**13  # weights of a layer from which bfloat16 gains more by products than it loses by casts
-JUDGED = 2**15  # cells at a time
+JUDGED = 2**16  # cells at a time
 SMALL = 2**22  # multiplications in a product up to which a second thread saves a tenth, and costs far more at times
+SHARED = 2**24  # up to which threads that take a share of the rows each are faster than threads that share a product
+MOST, ENOUGH = 4, 512  # such threads, and rows that repay one
 SQUARED = {kind: SQUASHES[kind.__name__.lower()] for kind in (Identity, ReLU, Sigmoid, Tanh)}
 
 
@@ -89,14 +91,21 @@ class Dense(Descent):
         }
         nets = (codec.encoder, codec.decoder) if rounded else ()
         some = {id(p) for net in nets for p in net.layers.parameters() if p.ndim == 2 and p.numel() >= LARGE}
-        small = max(layer.weight.numel() for layer in codec.affines()) * recipe.batch_size <= SMALL
+        largest = max(layer.weight.numel() for layer in codec.affines()) * recipe.batch_size
+        small = largest <= SMALL
         self.threads = 1 if small else self.threads
-        self.algebra = Algebra(numpy=small and not some and codec.centre.device.type == "cpu")
+        here = codec.centre.device.type == "cpu"
+        self.algebra = Algebra(numpy=small and not some and here)
+        shared = here and not self.algebra.numpy and not some and largest <= SHARED
+        self.shares = max(1, min(self.threads, MOST, recipe.batch_size // ENOUGH)) if shared else 1
         first = [codec.encoder.layers[0], *([] if codec.encoder.linear is None else [codec.encoder.linear])]
         outer = set() if codec.tied else {id(layer.own) for layer in first}
-        self.stretches = [Stretch(group, self.moments, biases, some, outer, self.algebra) for group in self.groups]
+        how = biases, some, outer, self.algebra, self.shares
+        self.stretches = [Stretch(group, self.moments, *how) for group in self.groups]
         self.rounded = [stretch for stretch in self.stretches if len(stretch.low)]
-        self.works: dict[int, Work | Squares] = {}
+        self.works: dict[int, Work | Squares | Shares] = {}
+        self.scales: dict[int, Tensor] = {}  # by which gradients of so many rows are too large
+        self.silence = silence()
         self.squash = codec.code_activation
         # the mean squared error of whole rows alone: the common case, and small nets have no time for Python
         alone = recipe.objective == Objective(((1.0, MSE()),)) and isinstance(recipe.corruption, Nothing)
@@ -110,8 +119,12 @@ class Dense(Descent):
         if holed != self.holed:  # memory for the one way is none for the other
             self.holed, self.works = holed, {}
         self.most = -(-len(x) // self._steps(x))
-        with threads(self.threads), self.algebra.calm():
+        with threads(1 if self.shares > 1 and self.alone and not holed else self.threads), self.algebra.calm():
             return (yield from super().stepping(x, constant_rate=constant_rate))
+
+    def takes(self, x: Tensor) -> bool:
+        like, as_it_is = self.codec.centre, not self.rounded or self.codec.encoder.linear is not None
+        return self.alone and not self.holed and as_it_is and (x.dtype, x.device) == (like.dtype, like.device)
 
     def reread(self) -> None:
         for stretch in self.rounded:
@@ -146,13 +159,15 @@ class Dense(Descent):
 
     def one_step(self, x: Tensor, noise: Generator, rate: float) -> list[Number]:
         recipe = self.recipe
-        with overflowing():
-            values = self._any(x, noise) if self.holed or not self.alone else self._squares(x)
+        if self.holed or not self.alone:
+            values, scale = self.silence.run(self._any, x, noise)
+        else:
+            values, scale = self.silence.run(self._squares, x)
         if self.held is not None:
             recipe.constraint.tangent(*self.held)
         with self.far_bias():
             for stretch in self.stretches:
-                stretch.step(rate, self.betas(rate))
+                stretch.step(rate, self.betas(rate), scale)
         if self.held is not None:
             recipe.constraint.project(self.held[0])
         if self.dial:
@@ -161,16 +176,19 @@ class Dense(Descent):
         self.step += 1
         return values
 
-    def _squares(self, x: Tensor) -> list[Number]:
+    def _squares(self, x: Tensor | Due) -> tuple[list[Number], Tensor | None]:
         """As `_any`, of the mean squared error of whole rows alone."""
-        value: Number = self._work(Squares, max(self.most, x.shape[0]))(x)
-        for stretch in self.rounded:
+        n, D = x.shape
+        if n not in self.scales:  # an epoch's batches have two sizes
+            self.scales[n] = torch.tensor(n * D / 2, dtype=torch.float32, device=self.codec.centre.device)
+        square: Number = self._work(Shares if self.shares > 1 else Squares, max(self.most, n))(x)
+        for stretch in self.stretches if self.shares > 1 else self.rounded:
             stretch.gather()
-        return [value]
+        return [square / (n * D)], self.scales[n]
 
     @torch.no_grad()
-    def _any(self, x: Tensor, noise: Generator) -> list[Number]:
-        """Write the gradient of every parameter; the terms' values."""
+    def _any(self, x: Tensor, noise: Generator) -> tuple[list[Number], Tensor | None]:
+        """Write the gradient of every parameter; the terms' values, and what to divide the gradient by."""
         work: Work = self._work(Work, x.shape[0])
         read, rows = self.codec.reads(x, self.recipe.corruption(x, noise))
         work.x.copy_(read)
@@ -210,15 +228,16 @@ class Dense(Descent):
         if self.dial:
             off = self.recipe.objective.loss.mean(p.x_hat) - p.x
             self.seen = torch.where(p.seen, off, 0.0), p.x
-        return values
+        return values, None
 
-    def _work(self, kind: type[Work] | type[Squares], n: int) -> Any:
+    def _work(self, kind: type[Work] | type[Squares] | type[Shares], n: int) -> Any:
         if n not in self.works:
-            self.works[n] = kind(self.codec, self._places(), self.algebra, n)
+            places = [self._places(share) for share in range(self.shares)] if kind is Shares else self._places()
+            self.works[n] = kind(self.codec, places, self.algebra, n)  # type: ignore[arg-type]
         return self.works[n]
 
-    def _places(self) -> dict[int, Place]:
-        return {key: place for stretch in self.stretches for key, place in stretch.places.items()}
+    def _places(self, share: int = 0) -> dict[int, Place]:
+        return {key: place for stretch in self.stretches for key, place in stretch.places[share].items()}
 
 
 class Work:
@@ -236,8 +255,8 @@ class Work:
 class Squares:
     """The step of the mean squared error of n whole rows alone, or of fewer: all its calls in two lists.
 
-    The gradient by x̂ takes the place of x̂. Products in bfloat16 like rows by 32; those beyond the rows given have a
-    gradient of zero.
+    The gradient by x̂ takes the place of x̂: x̂ - x, so that all gradients are n D / 2 times those of the mean, which
+    Adam's kernel sets right. Products in bfloat16 like rows by 32; those beyond the rows given have a gradient of zero.
     """
 
     def __init__(self, codec: Codec, places: dict[int, Place], algebra: Algebra, n: int) -> None:
@@ -255,31 +274,33 @@ class Squares:
         self.views = dict[int, tuple[Tensor, Tensor, Tensor | None]]()
         self.ahead: list[Call] = [*ahead, *squash.forward(h_only, h_only), *decoder.calls]
         self.square = algebra.square((y if y.is_contiguous() else y.T).view(-1))
-        self.one = like.new_ones(())
         self.back: list[Call] = [
             *decoder.back_calls,
             *squash.backward(decoder.back, h_only, h_only),
             *encoder.back_calls,
         ]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor | Due) -> Tensor:
         """What the net makes of rows (n, D) or fewer."""
         lands, y, _ = self._of(x.shape[0])
-        lands.copy_(x)
+        if isinstance(x, Due):
+            x.into(lands)
+        else:
+            lands.copy_(x)
         for call in self.ahead:
             call()
         return y
 
-    def __call__(self, x: Tensor) -> Number:
-        """Write the gradient at rows (n, D) or fewer; the error."""
-        y, beyond = self.forward(x), self._of(x.shape[0])[2]  # len() of a tensor takes a microsecond
-        mse_backward(self.one, y, x, 1, grad_input=y)
+    def __call__(self, x: Tensor | Due) -> Number:
+        """Write a multiple of the gradient at rows (n, D) or fewer; Σ (x̂ - x)²."""
+        y, (lands, _, beyond) = self.forward(x), self._of(x.shape[0])  # len() of a tensor takes a microsecond
+        y.sub_(lands if isinstance(x, Due) else x)
         if beyond is not None:
             beyond.zero_()
         square: Number = self.square()
         for call in self.back:
             call()
-        return square * (x.numel() / 4)  # from the square of the gradient to that of the error
+        return square
 
     def _of(self, n: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """Of so many rows where they land, what is made of them, and what lies beyond that."""
@@ -288,8 +309,28 @@ class Squares:
         return self.views[n]
 
 
+class Shares:
+    """`Squares` of n rows or fewer by several threads, each of which takes its share of them from end to end.
+
+    Small products are shared less well: their threads wait for each other at each of them, and find little of what
+    they read near their core.
+    """
+
+    def __init__(self, codec: Codec, places: list[dict[int, Place]], algebra: Algebra, n: int) -> None:
+        self.ends = [n * i // len(places) for i in range(len(places) + 1)]
+        sizes = (end - start for start, end in pairwise(self.ends))
+        self.squares = [Squares(codec, *its) for its in zip(places, repeat(algebra), sizes, strict=False)]
+
+    def __call__(self, x: Tensor | Due) -> Number:
+        """Write a multiple of the gradient, a part of it for each share; Σ (x̂ - x)²."""
+        shares = zip(self.squares, pairwise(self.ends), strict=True)
+        return sum(at_once([partial(squares, x[start:end]) for squares, (start, end) in shares]))
+
+
 class Stretch:
     """The parameters of one group side by side: values, gradients, moments, and rounded copies of some.
+
+    `places` has those of each thread that takes a share of the rows; `gather` adds up their gradients.
 
     Parameters
     ----------
@@ -303,11 +344,12 @@ class Stretch:
     outer : set of int
         Ids of the matrices of whose input no gradient is wanted.
     algebra : Algebra
+    shares : int
     """
 
     def __init__(
         self, group: Group, moments: dict[Any, Moments], biases: dict[int, nn.Parameter], rounded: set[int],
-        outer: set[int], algebra: Algebra,
+        outer: set[int], algebra: Algebra, shares: int,
     ) -> None:  # fmt: skip
         self.group = group
         beside = {id(bias) for bias in biases.values()}
@@ -323,11 +365,11 @@ class Stretch:
         end = ends[sum(id(p) in rounded for p in own)]
         self.high, self.high_gradient = self.value[:end], self.gradient[:end]
         self.low, self.low_gradient = (torch.zeros(end, dtype=torch.bfloat16, device=like.device) for _ in range(2))
-        self.places: dict[int, Place] = {}
+        self.others = [torch.zeros_like(self.gradient) for _ in range(shares - 1)]
+        self.places: list[dict[int, Place]] = [{} for _ in range(shares)]
         for p, shape, start, stop in zip(own, shapes, ends, ends[1:], strict=False):
-            few = shape[0] >= shape[-1] and algebra.few(shape[-1] - 1, torch.bfloat16 if id(p) in rounded else p.dtype)
-            by_columns = few or (algebra.numpy and id(p) in outer)
-            lie = partial(_placed, shape=shape, by_columns=by_columns)
+            dtype = torch.bfloat16 if id(p) in rounded else p.dtype
+            lie = partial(_placed, shape=shape, by_columns=algebra.turned(shape, dtype, outer=id(p) in outer))
             blocks = [lie(kind[start:stop]) for kind in (self.value, self.gradient, *self.moments[:2])]
             if id(p) in biases:
                 n_in = p.shape[1]
@@ -335,8 +377,9 @@ class Stretch:
                 self._settle(p, [block[:, :n_in] for block in blocks], moments)
             else:
                 self._settle(p, blocks, moments)
-            low = (self.low, self.low_gradient) if id(p) in rounded else (self.value, self.gradient)
-            self.places[id(p)] = Place(*(lie(kind[start:stop]) for kind in low))
+            value, gradient = (self.low, self.low_gradient) if id(p) in rounded else (self.value, self.gradient)
+            for places, its in zip(self.places, (gradient, *self.others), strict=True):
+                places[id(p)] = Place(lie(value[start:stop]), lie(its[start:stop]))
         self.round()
 
     def _settle(self, p: nn.Parameter, views: list[Tensor], moments: dict[Any, Moments]) -> None:
@@ -346,16 +389,18 @@ class Stretch:
         moments[p] = Moments(mean, square, self.moments.step)
 
     def gather(self) -> None:
-        """Gradients that were written in bfloat16, in float32."""
+        """Gradients that were written in bfloat16, in float32, and those of other threads' rows added."""
         self.high_gradient.copy_(self.low_gradient)
+        for other in self.others:
+            self.gradient.add_(other)
 
     def round(self) -> None:
         """Copies of the values as the products read them."""
         self.low.copy_(self.high)
 
-    def step(self, rate: float, betas: tuple[float, float]) -> None:
-        self.count += 1
-        adamw([self.value], [self.gradient], self.kinds, rate, betas, self.group)
+    def step(self, rate: float, betas: tuple[float, float], scale: Tensor | None) -> None:
+        self.count[()] += 1  # of an array without axes, a number: an array's sum takes longer
+        adamw([self.value], [self.gradient], self.kinds, rate, betas, self.group, scale)
 
 
 def _holed(x: Any) -> bool:

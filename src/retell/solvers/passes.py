@@ -28,6 +28,7 @@ __all__ = ["SQUASHES", "Algebra", "Call", "Passes", "Place", "breadth", "lying"]
 aten = torch.ops.aten
 
 NARROW = 12  # columns that are few, at most
+SMALL = 2**14  # weights of a small matrix, at most
 
 Call = Callable[[], Any]
 
@@ -43,11 +44,16 @@ class Squash(NamedTuple):
     """Whether the derivative needs a."""
 
 
+def _kernel(overload: Any) -> Any:
+    """What a call of it ends in; a layer of Python less, half a microsecond."""
+    return getattr(overload, "_op", overload)
+
+
 def _of_h(in_place: str, backward: Any, *threshold: float) -> Squash:
     """An activation whose derivative is a function of h."""
     return Squash(
         lambda a, _h: [getattr(a, in_place)],
-        lambda d, _a, h: [partial(backward.grad_input, d, h, *threshold, grad_input=d)],
+        lambda d, _a, h: [partial(_kernel(backward.grad_input), d, h, *threshold, grad_input=d)],
     )
 
 
@@ -55,10 +61,12 @@ def _of_a(forward: Any, backward: Any) -> Squash:
     """An activation whose derivative is a function of a."""
 
     def ahead(a: Tensor, h: Tensor) -> list[Call]:
-        dense = torch.empty_like(a)  # torch's float32 gelu writes as if its output had no gaps between rows
+        if a.stride() == h.stride():
+            return [partial(forward.out, a, out=h)]
+        dense = torch.empty_like(a)  # torch's gelu of rows without gaps writes as if its output had none either
         return [partial(forward.out, a, out=dense), partial(h.copy_, dense)]
 
-    return Squash(ahead, lambda d, a, _h: [partial(backward.grad_input, d, a, grad_input=d)], True)
+    return Squash(ahead, lambda d, a, _h: [partial(_kernel(backward.grad_input), d, a, grad_input=d)], True)
 
 
 SQUASHES = {
@@ -111,6 +119,17 @@ class Algebra(NamedTuple):
     def few(self, width: int, dtype: torch.dtype) -> bool:
         """Whether so many columns lie one after the other."""
         return width <= NARROW and dtype != torch.bfloat16 and not self.numpy
+
+    def turned(self, shape: tuple[int, ...], dtype: torch.dtype, *, outer: bool) -> bool:
+        """Whether the columns of a matrix and its gradient, the bias the last of them, lie one after the other.
+
+        `outer` says that no gradient is wanted of what it reads. Torch's products of a small matrix's gradient take a
+        tenth less, or more, where a row of what they write is no longer by one than the units.
+        """
+        if self.numpy or len(shape) != 2:
+            return self.numpy and outer
+        (n_out, n_in), small = shape, shape[0] * shape[-1] <= SMALL
+        return (n_out >= n_in and self.few(n_in - 1, dtype)) or (small and not self.few(n_out, torch.float32))
 
     def memory(self, n: int, width: int, like: Tensor, dtype: torch.dtype) -> Tensor:
         """Memory for n rows."""
@@ -207,7 +226,7 @@ class Passes:
             self.reads.append(layer.reads(h, calls))
             h = self.algebra.with_ones(len(self.x), layer.n_out, self.x, layer.dtype)
             inner = h[:, : layer.n_out]
-            a = self._memory(layer.n_out, layer.dtype) if self.squash.keeps else inner
+            a = _beside(inner) if self.squash.keeps else inner
             calls += layer.forward(self.reads[-1], a)
             calls += self.squash.forward(a, inner)
             self.a.append(a)
@@ -234,7 +253,7 @@ class Passes:
             calls += layer.backward(d, self.reads[i])
             if i or self.further:
                 whole = i == 0 and self.linear is None and layer.dtype == self.x.dtype
-                into = self.back if whole else self._memory(layer.n_in, layer.dtype)
+                into = self.back if whole else self._gone(i, layer)
                 calls += self.algebra.product(d, layer.value, into)
                 d = into
             if i:
@@ -250,6 +269,12 @@ class Passes:
         elif self.further and d is not self.back:
             calls.append(partial(self.back.copy_, d))
         return calls
+
+    def _gone(self, i: int, layer: Layer) -> Tensor:
+        """Memory for the gradient by what a layer reads: where that lies if nobody asks for it any more."""
+        if i and self.squash.keeps and self.h[i - 1].dtype == layer.dtype:
+            return self.h[i - 1]  # near the processor, as it has just been read
+        return self._memory(layer.n_in, layer.dtype)
 
     def _memory(self, width: int, dtype: torch.dtype) -> Tensor:
         return self.algebra.memory(len(self.x), width, self.x, dtype)
@@ -299,6 +324,13 @@ class Layer:
             into = self.bias.gradient
             calls.append(partial(torch.sum, d, 0, dtype=into.dtype, out=into))
         return calls
+
+
+def _beside(h: Tensor) -> Tensor:
+    """Memory for a: as h lies, but without gaps in bfloat16, over which loops take up to ten times as long."""
+    if h.dtype == torch.bfloat16:
+        return torch.empty(h.shape, dtype=h.dtype, device=h.device)
+    return torch.empty_strided(h.shape, h.stride(), dtype=h.dtype, device=h.device)
 
 
 def _times(x: Tensor, factor: float, calls: list[Call]) -> Tensor:
