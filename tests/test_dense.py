@@ -23,7 +23,8 @@ from retell.networks import ACTIVATIONS
 from retell.plan import Parts, build_codec
 from retell.seeds import generator
 from retell.settings import Settings
-from retell.solvers.dense import Dense, Shares, Squares, why_not
+from retell.solvers.dense import Dense, why_not
+from retell.solvers.squares import Shares, Squares
 from retell.spread import at_once
 from retell.start import fill_random
 
@@ -391,7 +392,7 @@ def test_fewer_rows_than_there_is_memory_for_are_all_that_count(rounded):
 
 
 @pytest.mark.usefixtures("two_threads")
-@pytest.mark.parametrize("due", [False, True])
+@pytest.mark.parametrize(("n_threads", "due"), [(2, False), (2, True), (3, True)])
 @pytest.mark.parametrize(
     "settings",
     [
@@ -402,15 +403,16 @@ def test_fewer_rows_than_there_is_memory_for_are_all_that_count(rounded):
     ],
     ids=str,
 )
-def test_shares_of_the_rows_add_up(settings, due, monkeypatch):
+def test_shares_of_the_rows_add_up(settings, n_threads, due, monkeypatch):
     """Threads that take a share of each batch from end to end, its rows included, write the gradient that one does."""
     model = make(precision="float64", max_iter=1, **settings).fit(DIGITS[:333])
     x = torch.from_numpy(model.scaling_.to(DIGITS[:333]))
     some = torch.randperm(len(x), generator=generator(0, 0))[:61]
     recipe = Recipe(1.0 * MSE(), Nothing(), Free(), 61, 1e-3, 1, 0.0, 1, 0.0, 0.0)
     monkeypatch.setattr(retell.solvers.dense, "SMALL", 0)
+    torch.set_num_threads(n_threads)
     found = []
-    for enough, shares in ((1000, 1), (16, 2)):
+    for enough, shares in ((1000, 1), (16, n_threads)):
         monkeypatch.setattr(retell.solvers.dense, "ENOUGH", enough)
         run = Dense(deepcopy(model.codec_), recipe, 0)
         run.holed, run.most = False, 61

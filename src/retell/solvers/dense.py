@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from itertools import accumulate, pairwise, repeat
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 
-from retell.activations import Identity, ReLU, Sigmoid, Tanh
 from retell.adam import Group, Moments, adamw
 from retell.arrays import overflowing, silence
 from retell.batches import Due
@@ -29,8 +28,9 @@ from retell.metrics import Explained
 from retell.objective import Objective, at, mean, total_weight, value_of
 from retell.parts import Pass
 from retell.penalties import KL, Contractive
-from retell.solvers.passes import SQUASHES, Algebra, Call, Passes, Place, breadth, lying
-from retell.spread import at_once, threads
+from retell.solvers.passes import Algebra, Passes, Place, breadth, lying
+from retell.solvers.squares import SQUARED, Shares, Squares
+from retell.spread import threads
 
 __all__ = ["Dense", "why_not"]
 
@@ -39,7 +39,6 @@ JUDGED = 2**16  # cells at a time
 SMALL = 2**22  # multiplications in a product up to which a second thread saves a tenth, and costs far more at times
 SHARED = 2**24  # up to which threads that take a share of the rows each are faster than threads that share a product
 MOST, ENOUGH = 4, 512  # such threads, and rows that repay one
-SQUARED = {kind: SQUASHES[kind.__name__.lower()] for kind in (Identity, ReLU, Sigmoid, Tanh)}
 
 
 def why_not(codec: Codec, recipe: Recipe) -> str:
@@ -91,12 +90,13 @@ class Dense(Descent):
         }
         nets = (codec.encoder, codec.decoder) if rounded else ()
         some = {id(p) for net in nets for p in net.layers.parameters() if p.ndim == 2 and p.numel() >= LARGE}
+        alone = recipe.objective == Objective(((1.0, MSE()),)) and isinstance(recipe.corruption, Nothing)
+        self.alone = alone and not self.dial and type(codec.code_activation) in SQUARED
         largest = max(layer.weight.numel() for layer in codec.affines()) * recipe.batch_size
-        small = largest <= SMALL
+        here, small = codec.centre.device.type == "cpu", largest <= SMALL
         self.threads = 1 if small else self.threads
-        here = codec.centre.device.type == "cpu"
         self.algebra = Algebra(numpy=small and not some and here)
-        shared = here and not self.algebra.numpy and not some and largest <= SHARED
+        shared = self.alone and here and not small and not some and largest <= SHARED
         self.shares = max(1, min(self.threads, MOST, recipe.batch_size // ENOUGH)) if shared else 1
         first = [codec.encoder.layers[0], *([] if codec.encoder.linear is None else [codec.encoder.linear])]
         outer = set() if codec.tied else {id(layer.own) for layer in first}
@@ -106,10 +106,6 @@ class Dense(Descent):
         self.works: dict[int, Work | Squares | Shares] = {}
         self.scales: dict[int, Tensor] = {}  # by which gradients of so many rows are too large
         self.silence = silence()
-        self.squash = codec.code_activation
-        # the mean squared error of whole rows alone: the common case, and small nets have no time for Python
-        alone = recipe.objective == Objective(((1.0, MSE()),)) and isinstance(recipe.corruption, Nothing)
-        self.alone = alone and not self.dial and type(self.squash) in SQUARED
         dictionary = codec.dictionary()
         self.held = None if dictionary is None else (dictionary.detach(), codec.dictionary_gradient())
         self.holed, self.most = True, 0  # whether cells of an epoch may be unseen, and rows of its largest batch
@@ -119,7 +115,7 @@ class Dense(Descent):
         if holed != self.holed:  # memory for the one way is none for the other
             self.holed, self.works = holed, {}
         self.most = -(-len(x) // self._steps(x))
-        with threads(1 if self.shares > 1 and self.alone and not holed else self.threads), self.algebra.calm():
+        with threads(1 if self.shares > 1 and not holed else self.threads), self.algebra.calm():
             return (yield from super().stepping(x, constant_rate=constant_rate))
 
     def takes(self, x: Tensor) -> bool:
@@ -250,81 +246,6 @@ class Work:
         self.decoder = Passes(codec.decoder, places, algebra, h, adds=False, further=True)
         # tied, the decoder's gradients are written first
         self.encoder = Passes(codec.encoder, places, algebra, x, adds=codec.tied, further=False)
-
-
-class Squares:
-    """The step of the mean squared error of n whole rows alone, or of fewer: all its calls in two lists.
-
-    The gradient by x̂ takes the place of x̂: x̂ - x, so that all gradients are n D / 2 times those of the mean, which
-    Adam's kernel sets right. Products in bfloat16 like rows by 32; those beyond the rows given have a gradient of zero.
-    """
-
-    def __init__(self, codec: Codec, places: dict[int, Place], algebra: Algebra, n: int) -> None:
-        like, squash = codec.centre, SQUARED[type(codec.code_activation)]
-        rounded = any(place.value.dtype == torch.bfloat16 for place in places.values())
-        padded = -(-n // 32) * 32 if rounded else n
-        x, h = (algebra.with_ones(padded, width, like, like.dtype) for width in (len(like), codec.n_units))
-        h_only = h[:, : codec.n_units]
-        self.y = y = algebra.memory(padded, len(like), like, like.dtype)
-        decoder = Passes(codec.decoder, places, algebra, h, adds=False, further=True, y=y, d=y)
-        encoder = Passes(codec.encoder, places, algebra, x, adds=codec.tied, further=False, y=h_only, d=decoder.back)
-        # rows land where the first layer reads, if nothing else reads them
-        ahead, lands = (encoder.calls, x) if encoder.linear is not None else (encoder.after_reading, encoder.reads[0])
-        self.lands = lands[:, : len(like)]
-        self.views = dict[int, tuple[Tensor, Tensor, Tensor | None]]()
-        self.ahead: list[Call] = [*ahead, *squash.forward(h_only, h_only), *decoder.calls]
-        self.square = algebra.square((y if y.is_contiguous() else y.T).view(-1))
-        self.back: list[Call] = [
-            *decoder.back_calls,
-            *squash.backward(decoder.back, h_only, h_only),
-            *encoder.back_calls,
-        ]
-
-    def forward(self, x: Tensor | Due) -> Tensor:
-        """What the net makes of rows (n, D) or fewer."""
-        lands, y, _ = self._of(x.shape[0])
-        if isinstance(x, Due):
-            x.into(lands)
-        else:
-            lands.copy_(x)
-        for call in self.ahead:
-            call()
-        return y
-
-    def __call__(self, x: Tensor | Due) -> Number:
-        """Write a multiple of the gradient at rows (n, D) or fewer; Σ (x̂ - x)²."""
-        y, (lands, _, beyond) = self.forward(x), self._of(x.shape[0])  # len() of a tensor takes a microsecond
-        y.sub_(lands if isinstance(x, Due) else x)
-        if beyond is not None:
-            beyond.zero_()
-        square: Number = self.square()
-        for call in self.back:
-            call()
-        return square
-
-    def _of(self, n: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Of so many rows where they land, what is made of them, and what lies beyond that."""
-        if n not in self.views:  # an epoch's batches have two sizes, and a view takes as long as a small product
-            self.views[n] = self.lands[:n], self.y[:n], self.y[n:] if n < len(self.y) else None
-        return self.views[n]
-
-
-class Shares:
-    """`Squares` of n rows or fewer by several threads, each of which takes its share of them from end to end.
-
-    Small products are shared less well: their threads wait for each other at each of them, and find little of what
-    they read near their core.
-    """
-
-    def __init__(self, codec: Codec, places: list[dict[int, Place]], algebra: Algebra, n: int) -> None:
-        self.ends = [n * i // len(places) for i in range(len(places) + 1)]
-        sizes = (end - start for start, end in pairwise(self.ends))
-        self.squares = [Squares(codec, *its) for its in zip(places, repeat(algebra), sizes, strict=False)]
-
-    def __call__(self, x: Tensor | Due) -> Number:
-        """Write a multiple of the gradient, a part of it for each share; Σ (x̂ - x)²."""
-        shares = zip(self.squares, pairwise(self.ends), strict=True)
-        return sum(at_once([partial(squares, x[start:end]) for squares, (start, end) in shares]))
 
 
 class Stretch:
