@@ -452,6 +452,14 @@ def test_who_fails_in_another_thread_is_heard():
     assert at_once([lambda: 1, lambda: 2, lambda: 3]) == [1, 2, 3]
 
 
+@pytest.mark.usefixtures("two_threads")
+def test_threads_that_work_at_once_have_one_each():
+    """A new thread takes the number that is set when it first asks torch for something, whatever was set for it."""
+    at_once([lambda: None] * 4)
+    assert at_once([torch.get_num_threads] * 4) == [1] * 4
+    assert torch.get_num_threads() == 2
+
+
 @pytest.mark.parametrize("settings", [{"solver": "descend"}, {"solver": "exact", "hidden_layer_sizes": ()}], ids=str)
 def test_bfloat16_is_for_written_out_products(settings):
     model = make(precision="bfloat16", **settings)

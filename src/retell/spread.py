@@ -190,8 +190,7 @@ def spread(
         except BaseException as error:
             failed.append((first, error))
 
-    with threads(1):  # what a new helper sets would hold for threads that are born later
-        at_once([run] * max(1, most))
+    at_once([run] * max(1, most))
     if failed:
         raise min(failed, key=lambda failure: failure[0])[1]
 
@@ -206,12 +205,15 @@ def at_once(calls: Sequence[Callable[[], T]]) -> list[T]:
     [1, 2]
     """
     first, *others = calls
-    coming = [_helpers(os.getpid()).submit(call) for call in others]
-    try:
-        mine = first()
-    finally:
-        for one in coming:
-            one.exception()  # waits for its end, in a tenth of the time of `wait`
+    with threads(
+        1
+    ):  # what a new helper sets holds for threads that are born later, and what is set now for its first call
+        coming = [_helpers(os.getpid()).submit(call) for call in others]
+        try:
+            mine = first()
+        finally:
+            for one in coming:
+                one.exception()  # waits for its end, in a tenth of the time of `wait`
     return [mine, *(one.result() for one in coming)]
 
 
