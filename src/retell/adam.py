@@ -46,8 +46,7 @@ def adamw(
     means, squares, steps = moments
     torch._fused_adamw_(
         values, gradients, means, squares, [], steps, lr=rate * group.share, beta1=betas[0], beta2=betas[1],
-        weight_decay=group.decay, eps=EPSILON, amsgrad=False, maximize=False,
-        grad_scale=scale,
+        weight_decay=group.decay, eps=EPSILON, amsgrad=False, maximize=False, grad_scale=scale,
     )  # fmt: skip
 
 

@@ -164,15 +164,8 @@ class InStep:
         self.latest: dict[str, tuple[Hashable, Common[Tensor]]] = {}
 
     def shuffled(
-        self,
-        x: Any,
-        size: int,
-        seed: int,
-        epoch: int,
-        n_threads: int = 1,
-        *,
-        late: bool = False,  # noqa: ARG002
-    ) -> Iterator[Tensor]:
+        self, x: Any, size: int, seed: int, epoch: int, n_threads: int = 1, *, late: bool = False,  # noqa: ARG002
+    ) -> Iterator[Tensor]:  # fmt: skip
         """As those of `Batches`, taken once for all."""
         asked = (size, seed, epoch)
         return self._common("shuffled", asked, partial(self.batches.shuffled, x, *asked, n_threads))

@@ -205,9 +205,8 @@ def at_once(calls: Sequence[Callable[[], T]]) -> list[T]:
     [1, 2]
     """
     first, *others = calls
-    with threads(
-        1
-    ):  # what a new helper sets holds for threads that are born later, and what is set now for its first call
+    # what a new helper sets holds for threads that are born later, and what is set now for its first call
+    with threads(1):
         coming = [_helpers(os.getpid()).submit(call) for call in others]
         try:
             mine = first()
