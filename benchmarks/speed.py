@@ -28,7 +28,7 @@ W2 0.082). retell fits whole, with the same widths and nothing else set, for at 
 fit that meets the target counts. A peer trains with the batch and rate of its own documents (128 or 256 rows and 1e-3
 where it has none), and a second time, "tuned", with the best of a grid of batch, rate and code activation, found by
 --search and kept in peers/best.json ("cap": the seconds a try was given there, 60 unless said). Testing a peer after
-each of its epochs is off its clock.
+each of its epochs is off its clock, and the memory that a process has freed stays its own.
 
 "tables" are fits with nothing set of the 20 tables of DIR/anomaly, against PyOD's AutoEncoder, each standardising as
 it does by default, on the rows of never_worse.py.

@@ -391,6 +391,23 @@ def test_fewer_rows_than_there_is_memory_for_are_all_that_count(rounded):
     torch.testing.assert_close(found[1], found[0], rtol=near, atol=near * float(found[0].std()))
 
 
+@pytest.mark.parametrize("linear_path", [True, False])
+def test_memory_that_no_row_has_been_in_does_not_count(linear_path):
+    """Not even times the zeros that stand for its gradient: it may be NaN, as it is here."""
+    model = make(max_iter=1, linear_path=linear_path).fit(DIGITS)
+    x = torch.from_numpy(model.scaling_.to(DIGITS)).float()
+    recipe = Recipe(1.0 * MSE(), Nothing(), Free(), 64, 1e-3, 1, 0.0, 1, 0.0, 0.0)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.empty(1).isnan()
+        run = Dense(deepcopy(model.codec_), recipe, 0)
+        run.holed, run.most = False, 40
+        run._squares(x[:31])
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(p.grad.isfinite().all() for p in run.parameters.values())
+
+
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize(("n_threads", "due"), [(2, False), (2, True), (3, True)])
 @pytest.mark.parametrize(

@@ -118,7 +118,7 @@ def peaks(crew: Crew) -> Figures:
         process = Process(row.peer, crew.data)
         process.ask("load", workload="W2")
         if row.label == "retell, defaults":
-            answers = [process.ask("whole", workload="W2", epochs=2) for _ in range(2)]
+            answers = [process.ask("whole", workload="W2", epochs=2, fresh=True) for _ in range(2)]
         else:
             asked = {"workload": "W2", "epochs": 2, "batch": 256, "options": row.options}
             answers = [process.ask("fit", **asked) for _ in range(2)]
@@ -153,7 +153,7 @@ def search(crew: Crew, workload: str, cap: float) -> Figures:
 
 def until(crew: Crew, workload: str, rounds: int) -> Figures:
     """Seconds until the target: retell's by whole default fits of 1, 2, 3 ... epochs, a peer's as its own documents
-    have it, and once more by best.json."""
+    have it, and once more by best.json. Nobody's memory is given back before."""
     best = json.loads(BEST.read_text())[workload] if BEST.exists() else {}
     figures: Figures = {}
     ladder = 1
@@ -163,12 +163,12 @@ def until(crew: Crew, workload: str, rounds: int) -> Figures:
             process.ask("load", workload=workload)
             if peer == "retell":
                 mine = figures.setdefault(peer, {"seconds": [], "setting": "defaults"})
-                while not (answer := process.ask("whole", workload=workload, epochs=ladder)).get("met"):
+                while not (answer := process.ask("whole", workload=workload, epochs=ladder, fresh=False)).get("met"):
                     ladder += 1
                     if "cannot" in answer or answer["seconds"] > CAP or ladder > 200:
                         break
                 if number == 0 and answer.get("met"):
-                    answer = process.ask("whole", workload=workload, epochs=ladder)
+                    answer = process.ask("whole", workload=workload, epochs=ladder, fresh=False)
                 keep(mine, answer, number, CAP)
                 continue
             own = process.hello["usual"] or {"batch": BATCHES[workload][0], "rate": RATES[0]}

@@ -82,7 +82,8 @@ class Batches:
         order = row_order(seed, epoch, len(x)).to(x.device)
         most = max(1, CELLS // (size * x.shape[1]))
         if late and most == 1:
-            yield from (Due(x, order[start:end]) for start, end in pairwise(ends))
+            all_rows, numbers = (x, order) if isinstance(x, Tensor) else x.of_all(order)
+            yield from (Due(all_rows, numbers[start:end]) for start, end in pairwise(ends))
             return
         several = [ends[i : i + most + 1] for i in range(0, steps, most)]
         shape = (max(some[-1] - some[0] for some in several), x.shape[1])

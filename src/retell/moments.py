@@ -210,6 +210,7 @@ class _Sums:
         self.about: list[Array] = []  # what was subtracted: the means, rounded
         self.room = np.empty((0, width), products)
         self.one = np.zeros(self.within.shape, products, order="F")  # of one block
+        self.ones = np.empty(0, np.float32)
         self.vanished = False
 
     def add(self, block: Array) -> bool:
@@ -217,15 +218,15 @@ class _Sums:
         if not len(block):
             return True
         with np.errstate(over="ignore", invalid="ignore"):
-            mean = np.einsum("nd->d", block, dtype=float) / len(block)  # faster than its mean
+            mean = self._mean(block)
             if not np.isfinite(mean).all():
                 return False
             about = mean.astype(self.products)
             if len(block) > len(self.room):
                 self.room = np.empty(block.shape, self.products)
             x = np.subtract(block, about, out=self.room[: len(block)])
-            if block.dtype == np.float64:  # whose first mean has lost digits where it is far from zero
-                mean = about + np.einsum("nd->d", x) / len(x)
+            if block.dtype == np.float64 or self.products == np.float32:  # a first mean far from zero has lost digits
+                mean = about + self._mean(x)
             self._multiply(x)
         still = np.flatnonzero((np.diag(self.within) if self.covariance else self.within) == 0)
         self.vanished = self.vanished or bool(x.take(still, axis=1).any())
@@ -275,6 +276,17 @@ class _Sums:
         constant = spread == 0
         S[constant], S[:, constant] = 0.0, 0.0
         return mean, spread, S
+
+    def _mean(self, x: Array) -> Array:
+        """The mean of rows (n, D), summed as their products are."""
+        if self.products == np.float64:
+            total = np.einsum("nd->d", x, dtype=float)  # faster than x.sum
+        else:
+            if len(self.ones) < len(x):
+                self.ones = np.ones(len(x), np.float32)
+            total = self.ones[: len(x)] @ x
+        mean: Array = np.divide(total, len(x), dtype=float)
+        return mean
 
     def _multiply(self, x: Array) -> None:
         if not self.covariance:

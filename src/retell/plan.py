@@ -22,7 +22,7 @@ from retell.objective import Objective
 from retell.rows.blocks import CHUNK, pooled, spaced
 from retell.scaled import Rows
 from retell.scaling import Scaling
-from retell.seeds import SPLIT, START, generator
+from retell.seeds import SPLIT, START, generator, permutation
 from retell.settings import Settings
 from retell.solvers import dense, sparse
 from retell.solvers.codes import check_map
@@ -345,7 +345,7 @@ def _split(settings: Settings, rows: Array, seed: int) -> tuple[Array, Array]:
     if not settings.early_stopping:  # a target is reached on rows that were not fitted to; those that judge will do
         some = min(some, enough(rows.shape[1]))
     out = -(-some // run)
-    runs = torch.randperm(-(-n // run), generator=generator(seed, SPLIT)).numpy()[:out]
+    runs = permutation(-(-n // run), generator(seed, SPLIT)).numpy()[:out]
     held_out = np.zeros(n, bool)
     for i in range(run):
         held_out[np.minimum(runs * run + i, n - 1)] = True

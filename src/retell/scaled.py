@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Sequence
+from copy import copy
 from itertools import zip_longest
 from typing import Any
 
@@ -80,6 +81,14 @@ class Rows:
         if self._scaled is not None:
             return self._scaled[index]
         return self.take(torch.arange(*index.indices(len(self))))
+
+    def of_all(self, index: Tensor) -> tuple[Rows, Tensor]:
+        """All rows, and the numbers there of these: who takes a few of them at a time looks them up once."""
+        if self._numbers is None or self._scaled is not None:
+            return self, index
+        rows = copy(self)
+        rows.numbers, rows._numbers, rows.shape = None, None, (len(self.rows), self.shape[1])
+        return rows, torch.index_select(self._numbers, 0, index)
 
     def take(self, index: Tensor, out: Tensor | None = None) -> Tensor:
         """The rows (n, D) that a tensor of numbers names, into memory of their size and kind if it is given."""

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["generator", "row_order", "seed_of"]
+from retell.spread import threads
+
+__all__ = ["generator", "permutation", "row_order", "seed_of"]
 
 
 def seed_of(random_state: Any) -> int:
@@ -43,7 +45,15 @@ def generator(seed: int, *stream: int, device: torch.device | str = "cpu") -> to
 
 def row_order(seed: int, epoch: int, n_rows: int) -> torch.Tensor:
     """The order of the rows in an epoch, a permutation (n_rows,)."""
-    return torch.randperm(n_rows, generator=generator(seed, ORDER, epoch))
+    return permutation(n_rows, generator(seed, ORDER, epoch))
+
+
+def permutation(n: int, draw: torch.Generator) -> torch.Tensor:
+    """0 to n - 1 in an order (n,) that one thread draws: torch would have others help to count, which then go on
+    turning for milliseconds on cores that are wanted next.
+    """
+    with threads(1):
+        return torch.randperm(n, generator=draw)
 
 
 START, ORDER, NOISE, SPLIT, HELD_OUT, HIDE, SKETCH, NORMS, SAMPLE = range(9)

@@ -136,12 +136,13 @@ class Dense(Descent):
     def judging(self, x: Tensor) -> Turns[Judgement]:
         if not self.alone or _holed(x) or self.rounded:
             return (yield from super().judging(x))
-        size, new = max(1, min(len(x), JUDGED // x.shape[1])), x is not self.judges
-        if new:
-            self.judges, self.explained = x, Explained(self.codec.centre.double().cpu().numpy())
-            self.judge = Squares(self.codec, self._places(), self.algebra, size)
         errors: list[Tensor] = []
-        with self.algebra.calm():
+        # other threads of torch's would go on turning, on cores that the next step wants for its own
+        with threads(1 if self.shares > 1 else self.threads), self.algebra.calm():
+            size, new = max(1, min(len(x), JUDGED // x.shape[1])), x is not self.judges
+            if new:
+                self.judges, self.explained = x, Explained(self.codec.centre.double().cpu().numpy())
+                self.judge = Squares(self.codec, self._places(), self.algebra, size)
             for some in self.batches.in_order(x, size, self.epoch):
                 if new:
                     self.explained.see(some.double().cpu().numpy())

@@ -160,7 +160,8 @@ class Passes:
         Of each parameter, by its id.
     algebra : Algebra
     x : Tensor of shape (n, n_in + 1)
-        Where the rows will be, a one after each, as `algebra` makes it.
+        Where the rows will be, a one after each, as `algebra` makes it; (n, n_in) where there is a linear path, which
+        adds no bias, for the layers beside it read a copy.
     adds : bool
         Whether the matrices' gradients are added to what is there: those of the other net that shares them.
     further : bool

@@ -36,13 +36,16 @@ class Squares:
         like, squash = codec.centre, SQUARED[type(codec.code_activation)]
         rounded = any(place.value.dtype == torch.bfloat16 for place in places.values())
         padded = -(-n // 32) * 32 if rounded else n
-        x, h = (algebra.with_ones(padded, width, like, like.dtype) for width in (len(like), codec.n_units))
+        straight = codec.encoder.linear is not None  # adds no bias, and layers beside it read a copy that is clipped
+        of_x = padded, len(like), like, like.dtype
+        x = algebra.memory(*of_x).zero_() if straight else algebra.with_ones(*of_x)  # what lies beyond rows is finite
+        h = algebra.with_ones(padded, codec.n_units, like, like.dtype)
         h_only = h[:, : codec.n_units]
         self.y = y = algebra.memory(padded, len(like), like, like.dtype)
         decoder = Passes(codec.decoder, places, algebra, h, adds=False, further=True, y=y, d=y)
         encoder = Passes(codec.encoder, places, algebra, x, adds=codec.tied, further=False, y=h_only, d=decoder.back)
         # rows land where the first layer reads, if nothing else reads them
-        ahead, lands = (encoder.calls, x) if encoder.linear is not None else (encoder.after_reading, encoder.reads[0])
+        ahead, lands = (encoder.calls, x) if straight else (encoder.after_reading, encoder.reads[0])
         self.lands = lands[:, : len(like)]
         self.views = dict[int, tuple[Tensor, Tensor, Tensor | None]]()
         self.ahead: list[Call] = [*ahead, *squash.forward(h_only, h_only), *decoder.calls]
