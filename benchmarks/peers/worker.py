@@ -74,8 +74,9 @@ class Worker:
         self.peer, self.data = peer, data
 
     def load(self, workload: str) -> Answer:
-        """Have the rows in memory before the clock starts."""
-        workloads.rows(workload, self.data)
+        """Have the rows in memory before the clock starts; the system may have put away what was idle for minutes."""
+        for some in workloads.rows(workload, self.data):
+            some.sum()
         return {}
 
     def fit(self, workload: str, epochs: int, batch: int, rate: float = 1e-3, options: Answer | None = None) -> Answer:

@@ -27,6 +27,7 @@ from retell.settings import Settings
 from retell.solvers import dense, sparse
 from retell.solvers.codes import check_map
 from retell.solvers.exact import Problem, why_not
+from retell.spread import quiet
 from retell.start import counts, fill_random, fill_start, observe
 from retell.survey import Survey, asked, enough, survey
 from retell.turning import AS_THEY_ARE, Turning
@@ -171,7 +172,8 @@ def make_plan(
         check_map(parts.objective, codec.code_activation)
     codec.centre = torch.from_numpy(seen.scaling.centre).to(codec.centre.dtype)
     if solver != "exact":  # which writes every weight itself
-        _fill(codec, settings, parts, seen, seed)
+        with quiet(enough(D) * max(layer.weight.numel() for layer in codec.affines())):
+            _fill(codec, settings, parts, seen, seed)
     codec.n_rows.fill_(len(train))
     return _plan(settings, parts, seed, seen, (train, held_out), widths, codec, solver, why)
 

@@ -19,6 +19,7 @@ from retell.rows.pool import recut, shuffled
 from retell.rows.shards import Shards
 from retell.scaling import Scaling
 from retell.seeds import ORDER, generator
+from retell.spread import threads
 from retell.turning import AS_THEY_ARE, Turning
 
 __all__ = ["Rows"]
@@ -70,7 +71,8 @@ class Rows:
         self._scaled: Tensor | None = None
         self.pooled = pooled(rows)
         if math.prod(self.shape) <= FEW:
-            self._scaled = self.take(torch.arange(len(self)))
+            with threads(1):  # others would go on turning, on cores that the first step wants
+                self._scaled = self.take(torch.arange(len(self)))
             self.pooled = False
 
     def __len__(self) -> int:

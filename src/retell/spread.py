@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import torch
 from threadpoolctl import ThreadpoolController
 
-__all__ = ["Crowd", "Work", "ahead", "at_once", "calm", "even", "power_of_two", "spread", "threads"]
+__all__ = ["Crowd", "Work", "ahead", "at_once", "calm", "even", "power_of_two", "quiet", "spread", "threads"]
 
 Work = Callable[[int, int], None]
 T = TypeVar("T")
@@ -30,6 +30,7 @@ T = TypeVar("T")
 ENOUGH = 4  # blocks that repay the start of a thread
 LONG = 2.0  # seconds after which the speed of a fit matters
 PRESSURE = Path("/proc/pressure/cpu")  # of Linux: "some avg10=0.00 avg60=0.00 avg300=0.00 total=0", in microseconds
+LITTLE = 2**25  # multiplications that one thread makes in the time in which another may wake
 WIDE = 512  # columns from which on several threads repay NumPy's and SciPy's algebra
 
 
@@ -42,6 +43,14 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def quiet(work: int) -> AbstractContextManager[Any]:
+    """One thread of torch's for products of so many multiplications, if these are few.
+
+    To wake another takes a millisecond where the system has it wait for the core of the one that waits for it.
+    """
+    return threads(1) if work <= LITTLE else nullcontext()
 
 
 def calm(width: int) -> AbstractContextManager[Any]:
