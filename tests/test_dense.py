@@ -13,6 +13,7 @@ from sklearn.base import clone
 from sklearn.datasets import load_digits
 from threadpoolctl import threadpool_info
 
+import retell.plan
 import retell.solvers.dense
 import retell.training
 from retell import MSE, Autoencoder, Codec, Free, Nothing, Objective, Part, Term, parse
@@ -21,6 +22,7 @@ from retell.descend import Descent, Recipe
 from retell.grammar import vocabulary
 from retell.networks import ACTIVATIONS
 from retell.plan import Parts, build_codec
+from retell.scaled import Rows
 from retell.seeds import generator
 from retell.settings import Settings
 from retell.solvers.dense import Dense, why_not
@@ -458,6 +460,22 @@ def test_a_fit_whose_threads_take_shares(monkeypatch):
     one, of_one, several, of_several = kinds
     assert (one, several) == ({Squares}, {Shares})
     assert of_several == pytest.approx(of_one, rel=1e-4)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_threads_that_take_shares_find_their_cores_free(monkeypatch):
+    """Whatever comes before a step is no work for several of torch's threads, which would go on turning."""
+    found = set()
+
+    def counted(name, own, *args, **settings):
+        found.add((name, torch.get_num_threads()))
+        return own(*args, **settings)
+
+    for owner, name in ((torch, "randperm"), (retell.plan, "fill_start"), (Rows, "take"), (Squares, "forward")):
+        own = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *args, name=name, own=own, **its: counted(name, own, *args, **its))
+    make(batch_size=4096, max_iter=2, hidden_layer_sizes=(64,)).fit(np.tile(DIGITS, (6, 1)))
+    assert found == {("randperm", 1), ("fill_start", 1), ("take", 1), ("forward", 1)}
 
 
 def test_who_fails_in_another_thread_is_heard():

@@ -48,7 +48,7 @@ def threads(count: int) -> Iterator[None]:
 def quiet(work: int) -> AbstractContextManager[Any]:
     """One thread of torch's for products of so many multiplications, if these are few.
 
-    To wake another takes a millisecond where the system has it wait for the core of the one that waits for it.
+    Another takes milliseconds to wake where the system queues it behind the one that turns and waits for it.
     """
     return threads(1) if work <= LITTLE else nullcontext()
 
