@@ -13,10 +13,9 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from retell.rows.blocks import blocks, take
-from retell.seeds import NORMS, generator
+from retell.seeds import NORMS, generator, permutation
 
 __all__ = ["Limit"]
 
@@ -61,7 +60,7 @@ class Limit:
             If more than half of the rows lie in one place.
         """
         n = min(len(rows), MOST, max(256, CELLS // rows.shape[1]))
-        drawn = torch.randperm(len(rows), generator=generator(0, NORMS))[:n].sort().values.numpy()
+        drawn = permutation(len(rows), generator(0, NORMS))[:n].sort().values.numpy()
         some = take(rows, drawn).astype(np.float64)
         seen = ~np.isnan(some).all(0)
         middle = np.zeros(rows.shape[1])
